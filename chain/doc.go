@@ -1,0 +1,26 @@
+// Package chain decides what may be deleted from a tree of backup images, and
+// does it.
+//
+// # Words
+//
+// The tree is the directory on the NAS. An image is a disk image file in it; an
+// incremental names its parent as its backing file. A full and all that hangs
+// below it is a chain, which may branch. See docs/DESIGN.md for the rest.
+//
+// # How a deletion runs
+//
+// Tree.Delete walks the tree so that the graph equals it, lets Graph.PlanDelete
+// compute a plan without side effects, has the journal record it, and carries
+// it out step by step: each child absorbs what it needs, the tree is walked
+// again, the operation is committed, and only then files are unlinked.
+//
+// # Guarantees
+//
+// At any instant, through a kill, a power cut, a full disk or an I/O error: no
+// image that was not deleted changes what its guest would read, no file is
+// unlinked while an image names it, and an operation found in the journal at
+// start is completed when it was committed and undone when it was not.
+//
+// The package reaches the world through the interfaces in ports.go only. It
+// imports the standard library and golang.org/x/sys.
+package chain

@@ -1,0 +1,125 @@
+package chain
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Act is what a plan does as a whole.
+type Act string
+
+// The acts.
+const (
+	ActDelete Act = "delete"
+	ActRebase Act = "rebase"
+)
+
+// Verb is what one step does.
+type Verb string
+
+// The verbs of steps.
+const (
+	StepRebase Verb = "rebase" // the image absorbs what it needs and is re-pointed
+	StepUnlink Verb = "unlink" // the image is deleted
+)
+
+// Step is one idempotent step of a plan.
+type Step struct {
+	Verb     Verb     `json:"verb"`
+	Image    ImageID  `json:"image,omitzero"` // zero for a file that is no image
+	Path     Path     `json:"path"`
+	Identity Identity `json:"identity"` // the file as it was when the plan was made
+	Bytes    int64    `json:"bytes"`    // rebase: at most this much is copied; unlink: this much is freed
+
+	// For a rebase: what it stands on after it.
+	NewParent Path   `json:"new_parent,omitempty"`
+	NewName   Path   `json:"new_name,omitempty"`
+	NewFormat Format `json:"new_format,omitempty"`
+}
+
+// Refusal is why a path cannot be deleted.
+type Refusal struct {
+	Path   Path   `json:"path"`
+	Reason string `json:"reason"` // one sentence: what stands in the way and what to do
+}
+
+// Plan is an immutable list of steps. The zero Plan does nothing.
+type Plan struct {
+	Act      Act       `json:"act"`
+	Paths    []Path    `json:"paths"` // what was asked for
+	Steps    []Step    `json:"steps,omitempty"`
+	Refusals []Refusal `json:"refusals,omitempty"` // when there are any there are no steps
+	Chains   []ImageID `json:"chains,omitempty"`   // chains it touches
+	// Idle are images that nobody may be using while the plan runs, besides
+	// those its steps name: the other disks of the backup sets it deletes.
+	Idle []Path `json:"idle,omitempty"`
+}
+
+// Copies is the number of bytes the plan copies at most.
+func (p *Plan) Copies() int64 { return p.sum(StepRebase) }
+
+// Frees is the number of bytes the plan's deletions give back.
+func (p *Plan) Frees() int64 { return p.sum(StepUnlink) }
+
+func (p *Plan) sum(v Verb) int64 {
+	var n int64
+	for _, s := range p.Steps {
+		if s.Verb == v {
+			n += s.Bytes
+		}
+	}
+	return n
+}
+
+// Rebases reports whether the plan changes any image that stays.
+func (p *Plan) Rebases() bool {
+	for _, s := range p.Steps {
+		if s.Verb == StepRebase {
+			return true
+		}
+	}
+	return false
+}
+
+// Err is the plan's refusals as one error, nil when there are none.
+func (p *Plan) Err() error {
+	if len(p.Refusals) == 0 {
+		return nil
+	}
+	return &RefusedError{Refusals: p.Refusals}
+}
+
+// String prints the plan, one step a line.
+func (p *Plan) String() string {
+	var b strings.Builder
+	for _, r := range p.Refusals {
+		fmt.Fprintf(&b, "refuse %s: %s\n", r.Path, r.Reason)
+	}
+	for i, s := range p.Steps {
+		fmt.Fprintf(&b, "%d. %s\n", i+1, s)
+	}
+	return b.String()
+}
+
+func (s Step) String() string {
+	switch {
+	case s.Verb == StepUnlink:
+		return fmt.Sprintf("unlink %s (frees %s)", s.Path, Size(s.Bytes))
+	case s.NewParent == "":
+		return fmt.Sprintf("rebase %s onto nothing: it becomes a full (copies at most %s)", s.Path, Size(s.Bytes))
+	}
+	return fmt.Sprintf("rebase %s onto %s (copies at most %s)", s.Path, s.NewParent, Size(s.Bytes))
+}
+
+// Size prints a number of bytes in binary units: "1.5 GiB".
+func Size(n int64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, u := float64(n)/1024, 0
+	for f >= 1023.95 && u < len(units)-1 {
+		f, u = f/1024, u+1
+	}
+	return fmt.Sprintf("%.1f %ciB", f, units[u])
+}

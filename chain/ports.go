@@ -1,0 +1,171 @@
+package chain
+
+import (
+	"context"
+	"io"
+	"os"
+)
+
+// The interfaces below are all that this package needs from the world. Each has
+// one implementation for production: Files in fs/source, Inspector, Rebaser and
+// a Watcher in qemu, Index and Journal in store, a Watcher and Invalidator in fs.
+
+// FileType is the little that chains need to know of a file's type.
+type FileType uint8
+
+// The types of file.
+const (
+	Regular FileType = iota + 1
+	Directory
+	Symlink
+	Other // device, FIFO, socket
+)
+
+// Entry is one name in the tree.
+type Entry struct {
+	Path      Path
+	Type      FileType
+	Identity  Identity
+	Allocated int64  // bytes on disk
+	Device    uint64 // st_dev; good for comparing within one walk only
+}
+
+// Resolution is where a backing name leads.
+type Resolution struct {
+	Path     Path   // inside the tree; meaningless when External
+	Links    []Path // symbolic links that were followed inside the tree
+	External bool   // the name leads out of the tree
+}
+
+// Files is the tree on the NAS. Every call works below the tree's root
+// descriptor and never follows a symbolic link or a mount out of it.
+type Files interface {
+	// Walk visits every entry below the root, one call at a time, in no
+	// particular order; chainfs's own files are left out, except scratch files.
+	// A directory that cannot be listed is given to unreadable and the walk
+	// goes on; an error is returned when the tree as a whole cannot be read, or
+	// when its directories kept changing while it was walked, so that an entry
+	// may have been missed. visit may have been called for the same entry
+	// more than once then: restart is called before each new try.
+	Walk(ctx context.Context, w Walker) error
+
+	// Stat is lstat. A missing file is fs.ErrNotExist, and nothing else is.
+	Stat(p Path) (Entry, error)
+
+	// Open opens a regular file for reading, and nothing but a regular file.
+	Open(p Path) (*os.File, error)
+
+	// OpenDir opens a directory for the calls of the at-family.
+	OpenDir(p Path) (*os.File, error)
+
+	// Resolve follows a backing name that stands in a file in directory dir, as
+	// the kernel would when qemu opens it: symbolic links included, absolute
+	// names as seen on the NAS and as seen in the mount. The last element need
+	// not exist.
+	Resolve(dir Path, name string) (Resolution, error)
+
+	// Unlink removes a file that is not a directory.
+	Unlink(p Path) error
+
+	// Rename moves a file with the flags of renameat2(2).
+	Rename(from, to Path, flags uint) error
+
+	// SyncDir makes the directory's entries durable.
+	SyncDir(p Path) error
+
+	// Present is nil while the tree is the one that was opened, and says what
+	// is wrong when its file system went away or another was put in its place.
+	Present() error
+}
+
+// Walker receives what a walk finds.
+type Walker struct {
+	Visit      func(Entry) error
+	Unreadable func(Path, error)
+	Restart    func()
+}
+
+// Inspector reads what a file says about itself.
+type Inspector interface {
+	// Inspect reads the header of a file of size bytes. An error means that the
+	// file could not be read; a file that could be read and is no image, or a
+	// bad one, is a Header that says so.
+	Inspect(f io.ReaderAt, size int64) (Header, error)
+}
+
+// RebaseJob is one child to be put on a new parent.
+type RebaseJob struct {
+	Op       OpID
+	Child    Path
+	Identity Identity // the child as it was when it was planned
+	// Layers are the images below the child as it is now, its parent first.
+	Layers []Layer
+	// NewParent is the layer it will stand on; empty makes it a full.
+	NewParent Path
+	NewName   Path // the backing name to be written, empty for a full
+	NewFormat Format
+	Scratch   Path // where to build the replacement: hidden, beside the child
+	Bytes     int64
+}
+
+// Layer is an image below another.
+type Layer struct {
+	Path    Path
+	Format  Format
+	Backing Path // its backing name as its header has it
+}
+
+// Rebaser changes what one image stands on and nothing of what its guest reads.
+type Rebaser interface {
+	// Rebase returns nil once the child durably stands on its new parent. On
+	// any error the child is as it was; the scratch file may be left.
+	Rebase(ctx context.Context, job RebaseJob, progress func(done, total int64)) error
+}
+
+// Use says how an image is being used by others.
+type Use struct {
+	Writer bool   // somebody has it open for writing
+	Locked bool   // a qemu process has it open, for reading or writing
+	By     string // who, as far as it is known: "qemu (process 4711)"
+}
+
+// Watcher knows about users of images.
+type Watcher interface {
+	InUse(p Path) (Use, error)
+}
+
+// Invalidator drops what the kernel caches about files that were changed behind
+// its back. It returns at once.
+type Invalidator interface {
+	Invalidate(paths []Path)
+}
+
+// Index stores image records.
+type Index interface {
+	// Images calls f for every stored image.
+	Images(ctx context.Context, f func(Image) error) error
+	// NewImageID hands out ids that were never handed out before.
+	NewImageID() (ImageID, error)
+	// Update stores and removes images in one transaction.
+	Update(put []Image, remove []ImageID) error
+	// Plain returns the marks of files that were read and found to be no image.
+	Plain() (map[Mark]struct{}, error)
+	// SetPlain replaces the marks.
+	SetPlain(marks map[Mark]struct{}) error
+}
+
+// Mark stands for a path together with its identity.
+type Mark [16]byte
+
+// Journal stores operations. Each call is durable when it returns.
+type Journal interface {
+	NewOpID() (OpID, error)
+	// Record stores an operation as it is now.
+	Record(op Operation) error
+	// Finish stores an ended operation together with what it changed in the
+	// index, in one transaction.
+	Finish(op Operation, put []Image, remove []ImageID) error
+	// Operations lists operations, the oldest first. With running set only
+	// those that have not ended.
+	Operations(running bool) ([]Operation, error)
+}
