@@ -98,6 +98,10 @@ type Header struct {
 	// Trouble is why the image cannot take part in a rebase ("is encrypted"),
 	// empty when it can. A sentence's predicate: the image's name goes before it.
 	Trouble string `json:"trouble,omitempty"`
+
+	// Pinned is why the image cannot be rewritten although it reads well and
+	// others may stand on it ("has internal snapshots").
+	Pinned string `json:"pinned,omitempty"`
 }
 
 // IsImage reports whether the file is an image by its own content.

@@ -81,6 +81,15 @@ func (p *Plan) Rebases() bool {
 	return false
 }
 
+func (p *Plan) hasImages() bool {
+	for _, s := range p.Steps {
+		if s.Image != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Err is the plan's refusals as one error, nil when there are none.
 func (p *Plan) Err() error {
 	if len(p.Refusals) == 0 {

@@ -1,0 +1,143 @@
+package chain
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"context"
+
+	"golang.org/x/sys/unix"
+)
+
+// Rename moves a file or a directory with the flags of renameat2(2). It is
+// refused when it would take the place of an image that others stand on, or
+// when an image would lose its parent by it. Ids of images survive.
+func (t *Tree) Rename(ctx context.Context, from, to Path, flags uint) error {
+	if t.cfg.ReadOnly {
+		return errReadOnly
+	}
+	if flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
+		return unix.EINVAL
+	}
+	m := move{from, to, flags&unix.RENAME_EXCHANGE != 0}
+	if err := t.lookAgain(ctx, m); err != nil {
+		return err
+	}
+	chains := t.chainsOf(m)
+	if _, ok := t.claims.try(chains); !ok {
+		return Refuse(from, "%s cannot be renamed while an operation works on its chain; wait until it has ended (chainfs ops)", from)
+	}
+	defer t.claims.release(chains)
+	if err := t.checkRename(m, flags); err != nil {
+		return err
+	}
+	if err := t.cfg.Files.Rename(from, to, flags); err != nil {
+		return err
+	}
+	return t.moved(m)
+}
+
+// lookAgain makes the graph right for the decision about m: by a survey, or,
+// for a file that is no image and was none lately, by a look at both names.
+func (t *Tree) lookAgain(ctx context.Context, m move) error {
+	if t.lastWalk.recent() {
+		plain := t.isPlain(m.from) && t.isPlain(m.to)
+		if plain {
+			return nil
+		}
+	}
+	_, err := t.survey(ctx)
+	return err
+}
+
+// isPlain reports whether the graph is certain to know all about p: there is
+// nothing, or a file that is no image and that no image needs.
+func (t *Tree) isPlain(p Path) bool {
+	e, err := t.cfg.Files.Stat(p)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return true
+	case err != nil || e.Type == Directory || t.Changed(p) != nil:
+		return false
+	}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.graph.At(p) == nil && len(t.graph.needers[p]) == 0
+}
+
+func (t *Tree) chainsOf(m move) []ImageID {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var ids []ImageID
+	for _, im := range append(t.graph.touched(m), t.at(m.to)...) {
+		ids = append(ids, im.Chain)
+	}
+	return ids
+}
+
+func (t *Tree) checkRename(m move, flags uint) error {
+	t.mu.RLock()
+	err := t.graph.checkMove(m)
+	replaced := t.graph.At(m.to)
+	if err == nil && flags == 0 && m.from != m.to && (replaced != nil || len(t.graph.needers[m.to]) > 0) {
+		err = t.graph.CheckReplace(m.to)
+	}
+	t.mu.RUnlock()
+	if err != nil || replaced == nil || flags != 0 {
+		return err
+	}
+	return t.errIdle(m.to)
+}
+
+// moved takes a change of names into graph and index.
+func (t *Tree) moved(m move) error {
+	t.mu.Lock()
+	t.edited()
+	if im := t.graph.At(m.to); im != nil && !m.exchange && m.from != m.to {
+		t.forget(im)
+	}
+	t.rename(t.graph.touched(m), m)
+	t.dropBases()
+	err := t.save()
+	t.mu.Unlock()
+	if err != nil {
+		// The tree has the new names, and the tree is the truth: the next survey
+		// repairs the index.
+		t.cfg.Log.Error("a rename could not be recorded", "from", m.from, "to", m.to, "err", err)
+	}
+	for _, p := range m.ends() {
+		if err := t.Changed(p); err != nil {
+			t.cfg.Log.Warn("a renamed file could not be read", "path", p, "err", err)
+		}
+	}
+	return nil
+}
+
+// rename gives images their new names. The caller holds mu.
+func (t *Tree) rename(ims []*Image, m move) {
+	for _, im := range ims {
+		t.graph.remove(im)
+	}
+	for _, im := range ims {
+		now := *im
+		now.Path = m.of(im.Path)
+		if im.Target != "" {
+			now.Target = m.of(im.Target)
+		}
+		t.graph.put(&now)
+		t.unsaved.put[im.ID] = true
+	}
+	for _, im := range ims {
+		t.settle(append(t.graph.Descendants(m.of(im.Path)), t.graph.ByID(im.ID)))
+	}
+}
+
+func (m move) ends() []Path {
+	if m.exchange {
+		return []Path{m.from, m.to}
+	}
+	return []Path{m.to}
+}
+
+func (m move) String() string { return fmt.Sprintf("%s to %s", m.from, m.to) }

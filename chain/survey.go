@@ -1,0 +1,313 @@
+package chain
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Report is what a survey found.
+type Report struct {
+	Images     int             `json:"images"`
+	Read       int             `json:"read"` // headers read: of files that are new or changed
+	Added      int             `json:"added"`
+	Changed    int             `json:"changed"`
+	Moved      int             `json:"moved"`
+	Removed    int             `json:"removed"`
+	Unreadable map[Path]string `json:"unreadable,omitempty"`
+	Leftovers  []Path          `json:"leftovers,omitempty"` // scratch files
+}
+
+// A file's times may not move when it is written twice within one tick of its
+// file system's clock. A header that was read this soon after its file changed
+// is therefore read again by the next survey. Two seconds cover the coarsest
+// clock we meet (one second) and some skew between host and NAS.
+const racy = 2 * time.Second
+
+// maxRounds bounds how often a survey starts over because the mount changed
+// names or images while it walked.
+const maxRounds = 8
+
+// errOvertaken: the graph was changed while the tree was walked.
+var errOvertaken = errors.New("the mount changed images during the walk")
+
+// Scan walks the tree, reads the headers of new and changed files and makes
+// graph and index equal to what it found.
+func (t *Tree) Scan(ctx context.Context) (Report, error) {
+	report, err := t.survey(ctx)
+	if err != nil {
+		return report, err
+	}
+	if err := t.cfg.Index.SetPlain(t.marks()); err != nil {
+		return report, fmt.Errorf("update the index: %w", err)
+	}
+	return report, nil
+}
+
+func (t *Tree) marks() map[Mark]struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	marks := make(map[Mark]struct{}, len(t.plain))
+	for m := range t.plain {
+		marks[m] = struct{}{}
+	}
+	return marks
+}
+
+// survey is Scan without saving the marks of plain files: they only save work
+// at the next start.
+func (t *Tree) survey(ctx context.Context) (Report, error) {
+	if err := t.surveys.lock(ctx); err != nil {
+		return Report{}, err
+	}
+	defer t.surveys.unlock()
+	for round := 0; ; round++ {
+		report, err := t.surveyOnce(ctx)
+		if !errors.Is(err, errOvertaken) || round == maxRounds {
+			return report, err
+		}
+	}
+}
+
+// finding is what one walk found.
+type finding struct {
+	edits     uint64 // Tree.edits when it began
+	toRead    []Entry
+	readings  []reading
+	blind     map[Path]string
+	leftovers []Path
+}
+
+// reading is one file that was read.
+type reading struct {
+	entry    Entry
+	header   Header
+	target   Path
+	external bool
+	needs    []Path
+	at       time.Time
+}
+
+func (t *Tree) surveyOnce(ctx context.Context) (Report, error) {
+	started := time.Now()
+	f, err := t.walk(ctx)
+	if err != nil {
+		return Report{}, err
+	}
+	if err := t.readAll(ctx, f); err != nil {
+		return Report{}, err
+	}
+	if err := t.cfg.Files.Present(); err != nil {
+		return Report{}, err
+	}
+	report, err := t.apply(f)
+	if err == nil {
+		t.lastWalk.set(time.Since(started))
+	}
+	return report, err
+}
+
+// walk meets every file of the tree and notes those that must be read.
+func (t *Tree) walk(ctx context.Context) (*finding, error) {
+	f := &finding{}
+	restart := func() {
+		t.mu.RLock()
+		defer t.mu.RUnlock()
+		t.round++
+		*f = finding{edits: t.edits, blind: map[Path]string{}}
+	}
+	restart()
+	err := t.cfg.Files.Walk(ctx, Walker{
+		Restart:    restart,
+		Visit:      func(e Entry) error { t.meet(f, e); return nil },
+		Unreadable: func(p Path, err error) { f.blind[p] = err.Error() },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("walk the tree: %w", err)
+	}
+	return f, nil
+}
+
+func (t *Tree) meet(f *finding, e Entry) {
+	switch {
+	case e.Type != Regular:
+	case IsScratch(e.Path.Base()):
+		f.leftovers = append(f.leftovers, e.Path)
+	case !t.known(e):
+		f.toRead = append(f.toRead, e)
+	}
+}
+
+// known reports whether what is known about the file at e is still true.
+func (t *Tree) known(e Entry) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if im := t.graph.At(e.Path); im != nil {
+		t.seen[im.ID] = t.round
+		return im.trusted(e) && t.graph.blind[e.Path] == ""
+	}
+	m := markOf(e)
+	if _, is := t.plain[m]; !is {
+		return false
+	}
+	t.plain[m] = t.round
+	return true
+}
+
+func (im *Image) trusted(e Entry) bool {
+	return im.Identity == e.Identity && im.Indexed.UnixNano()-im.Identity.CTime > int64(racy) &&
+		len(im.Needs) == 0 // symbolic links on the way to its parent may have changed
+}
+
+func markOf(e Entry) (m Mark) {
+	b := make([]byte, 0, 256)
+	for _, n := range []int64{int64(e.Identity.Inode), e.Identity.Size, e.Identity.MTime, e.Identity.CTime} {
+		b = binary.LittleEndian.AppendUint64(b, uint64(n))
+	}
+	sum := sha256.Sum256(append(b, e.Path...))
+	copy(m[:], sum[:])
+	return m
+}
+
+func (t *Tree) readAll(ctx context.Context, f *finding) error {
+	read := map[Path]bool{}
+	for _, e := range f.toRead {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		t.readInto(f, e.Path)
+		read[e.Path] = true
+	}
+	for _, r := range f.readings {
+		if err := t.readBase(f, r.target, read); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readInto reads one file. One that went away meanwhile is left out; one that
+// cannot be read is noted: it could be a child of anything.
+func (t *Tree) readInto(f *finding, p Path) {
+	r, err := t.read(p)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		f.blind[p] = reasonOf(err)
+	default:
+		f.readings = append(f.readings, r)
+	}
+}
+
+// reasonOf is err without the file's name, which the sentence around it has.
+func reasonOf(err error) string {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return errno.Error()
+	}
+	return err.Error()
+}
+
+// readBase reads the file that a newly read image names as its parent, if
+// nobody has: a raw file is only known as an image by those that name it.
+func (t *Tree) readBase(f *finding, p Path, read map[Path]bool) error {
+	if p == "" || read[p] {
+		return nil
+	}
+	read[p] = true
+	t.mu.RLock()
+	known := t.graph.At(p) != nil
+	t.mu.RUnlock()
+	if known {
+		return nil
+	}
+	e, err := t.cfg.Files.Stat(p)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || err == nil && e.Type != Regular:
+	case err != nil:
+		f.blind[p] = reasonOf(err)
+	default:
+		t.readInto(f, p)
+	}
+	return nil
+}
+
+// read reads what a file says about itself and follows the names in it.
+func (t *Tree) read(p Path) (reading, error) {
+	file, err := t.cfg.Files.Open(p)
+	if err != nil {
+		return reading{}, err
+	}
+	defer file.Close() // only read from
+	var st unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
+		return reading{}, err
+	}
+	r := reading{entry: entryOf(p, &st), at: time.Now()}
+	if r.header, err = t.cfg.Inspector.Inspect(file, st.Size); err != nil {
+		return r, err
+	}
+	return r, t.follow(&r)
+}
+
+func entryOf(p Path, st *unix.Stat_t) Entry {
+	return Entry{
+		Path: p, Type: Regular, Allocated: st.Blocks * 512, Device: st.Dev,
+		Identity: Identity{Inode: st.Ino, Size: st.Size, MTime: st.Mtim.Nano(), CTime: st.Ctim.Nano()},
+	}
+}
+
+// follow resolves the names in a header to files of the tree.
+func (t *Tree) follow(r *reading) error {
+	if r.header.Backing != "" {
+		to, err := t.resolve(r.entry.Path, r.header.Backing)
+		if err != nil {
+			return err
+		}
+		r.target, r.external, r.needs = to.Path, to.External, to.Links
+		if to.External {
+			r.target = ""
+		}
+	}
+	for _, name := range r.header.Others {
+		to, err := t.resolve(r.entry.Path, name)
+		if err != nil {
+			return err
+		}
+		r.needs = append(r.needs, to.Links...)
+		if !to.External {
+			r.needs = append(r.needs, to.Path)
+		}
+	}
+	return nil
+}
+
+// resolve leads a name that can lead nowhere out of the tree: qemu could not
+// open it either, so no file of the tree is needed for its sake.
+func (t *Tree) resolve(from Path, name Path) (Resolution, error) {
+	to, err := t.cfg.Files.Resolve(from.Dir(), string(name))
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENAMETOOLONG) {
+		return Resolution{External: true}, nil
+	}
+	return to, err
+}
+
+func (w *walkTime) set(took time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended, w.took = time.Now(), took
+}
+
+// recent reports whether the tree was walked so lately that a walk for each
+// deletion of a file that is no image would cost more than a tenth of the time.
+func (w *walkTime) recent() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return time.Since(w.ended) < max(time.Second, 10*w.took)
+}

@@ -1,0 +1,245 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// Config is what a Tree is made of. All fields but Watchers, Invalidator and
+// Step must be set.
+type Config struct {
+	Files     Files
+	Inspector Inspector
+	Rebaser   Rebaser
+	Index     Index
+	Journal   Journal
+	Watchers  []Watcher
+	Log       *slog.Logger
+
+	// Invalidator is told which files were changed behind the kernel's back.
+	Invalidator Invalidator
+
+	// ReadOnly: nothing in the tree is ever changed, and no operation recovered.
+	ReadOnly bool
+
+	// Step is called before each step of an operation with the step's label.
+	// Tests end the process there.
+	Step func(label string)
+}
+
+// Tree is a tree of backups, kept: its graph, its index and the operations on it.
+// Its methods may be called from many goroutines.
+type Tree struct {
+	cfg Config
+
+	// Lock order: claims, surveys, mu. A claim may be held for as long as a
+	// merge takes; mu never across anything slower than a write to the store.
+	claims  claims
+	surveys gate // held while the tree is walked and what was found is applied
+
+	mu    sync.RWMutex
+	graph *Graph // guarded by mu
+	// edits counts changes of the graph that did not come from a survey; one
+	// that meets such a change while it walks starts over.
+	edits uint64 // guarded by mu
+	// unsaved is what the graph has and the index does not have yet.
+	unsaved unsaved // guarded by mu
+
+	// The next group is written with mu held, or by the one survey that holds
+	// surveys and reads mu.
+	round uint32
+	seen  map[ImageID]uint32 // the round in which a walk last met the image
+	plain map[Mark]uint32    // files known to be no images, and the round they were last met in
+
+	lastWalk walkTime
+
+	running runningOps
+}
+
+// walkTime is when a walk ended and how long it took.
+type walkTime struct {
+	mu    sync.Mutex
+	ended time.Time
+	took  time.Duration
+}
+
+// unsaved is what has to go to the index with the next write.
+type unsaved struct {
+	put    map[ImageID]bool
+	remove map[ImageID]bool
+}
+
+// Open loads the index, ends the operations that were running when it was last
+// closed, and surveys the tree.
+func Open(ctx context.Context, cfg Config) (*Tree, error) {
+	t, err := load(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := t.Scan(ctx); err != nil {
+		return nil, err
+	}
+	if !cfg.ReadOnly {
+		if err := t.recover(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// load makes a Tree that knows what the index knows.
+func load(ctx context.Context, cfg Config) (*Tree, error) {
+	if cfg.Step == nil {
+		cfg.Step = func(string) {}
+	}
+	t := &Tree{
+		cfg:     cfg,
+		surveys: newGate(),
+		graph:   NewGraph(),
+		unsaved: unsaved{map[ImageID]bool{}, map[ImageID]bool{}},
+		seen:    map[ImageID]uint32{},
+		plain:   map[Mark]uint32{},
+	}
+	err := cfg.Index.Images(ctx, func(im Image) error {
+		t.graph.put(&im)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load the index: %w", err)
+	}
+	marks, err := cfg.Index.Plain()
+	if err != nil {
+		return nil, fmt.Errorf("load the index: %w", err)
+	}
+	for m := range marks {
+		t.plain[m] = 0
+	}
+	return t, nil
+}
+
+// Attach adds a watcher and the invalidator of a mount. It must be called
+// before the mount serves.
+func (t *Tree) Attach(w Watcher, inv Invalidator) {
+	t.cfg.Watchers = append(t.cfg.Watchers, w)
+	t.cfg.Invalidator = inv
+}
+
+// View calls f with the graph. f must not keep it, nor call the Tree.
+func (t *Tree) View(f func(*Graph)) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	f(t.graph)
+}
+
+// CheckWrite refuses to let the image at p be opened for writing or truncated
+// when others stand on it or an operation is working on it.
+func (t *Tree) CheckWrite(p Path) error {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if im := t.graph.At(p); im != nil && t.claims.isHeld(im.Chain) {
+		return Refuse(p, "%s cannot be written while an operation works on its chain; wait until it has ended (chainfs ops)", p)
+	}
+	return t.graph.CheckWrite(p)
+}
+
+// save writes what the graph has and the index has not. The caller holds mu.
+func (t *Tree) save() error {
+	put, remove := t.takeUnsaved()
+	if len(put)+len(remove) == 0 {
+		return nil
+	}
+	if err := t.cfg.Index.Update(put, remove); err != nil {
+		return fmt.Errorf("update the index: %w", err)
+	}
+	t.saved()
+	return nil
+}
+
+// takeUnsaved lists what save has to write. The caller holds mu.
+func (t *Tree) takeUnsaved() (put []Image, remove []ImageID) {
+	for id := range t.unsaved.put {
+		if im := t.graph.ByID(id); im != nil {
+			put = append(put, *im)
+		}
+	}
+	for id := range t.unsaved.remove {
+		if t.graph.ByID(id) == nil {
+			remove = append(remove, id)
+		}
+	}
+	return put, remove
+}
+
+func (t *Tree) saved() {
+	clear(t.unsaved.put)
+	clear(t.unsaved.remove)
+}
+
+// forget takes an image out of the graph. The caller holds mu.
+func (t *Tree) forget(im *Image) {
+	above := t.graph.Descendants(im.Path)
+	t.graph.remove(im)
+	delete(t.unsaved.put, im.ID)
+	t.unsaved.remove[im.ID] = true
+	t.settle(above)
+}
+
+// settle brings placements up to date. The caller holds mu.
+func (t *Tree) settle(ims []*Image) {
+	for _, im := range t.graph.settle(ims) {
+		t.unsaved.put[im.ID] = true
+	}
+}
+
+// inUse asks all watchers.
+func (t *Tree) inUse(p Path) (Use, error) {
+	var sum Use
+	for _, w := range t.cfg.Watchers {
+		use, err := w.InUse(p)
+		if err != nil {
+			return sum, fmt.Errorf("ask who uses %s: %w", p, err)
+		}
+		if sum.By == "" {
+			sum.By = use.By
+		}
+		sum.Writer = sum.Writer || use.Writer
+		sum.Locked = sum.Locked || use.Locked
+	}
+	return sum, nil
+}
+
+// errIdle refuses p while it is being used.
+func (t *Tree) errIdle(p Path) error {
+	use, err := t.inUse(p)
+	switch {
+	case err != nil:
+		return err
+	case use.Writer:
+		return Refuse(p, "%s is open for writing%s; close it first", p, by(use))
+	case use.Locked:
+		return Refuse(p, "%s is in use%s; wait until that has ended", p, by(use))
+	}
+	return nil
+}
+
+func by(u Use) string {
+	if u.By == "" {
+		return ""
+	}
+	return " by " + u.By
+}
+
+func (t *Tree) invalidate(paths ...Path) {
+	if t.cfg.Invalidator != nil && len(paths) > 0 {
+		t.cfg.Invalidator.Invalidate(paths)
+	}
+}
+
+// interrupted reports whether err is the caller's own wish.
+func interrupted(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
