@@ -161,6 +161,9 @@ func (t *Tree) dropBases() {
 // Changed reads one file again, after it was written or appeared under that
 // name, and brings graph and index up to date.
 func (t *Tree) Changed(p Path) error {
+	if t.isKnown(p) {
+		return nil
+	}
 	f := &finding{blind: map[Path]string{}}
 	r, err := t.readRegular(p)
 	if err == nil {
@@ -186,6 +189,18 @@ func (t *Tree) Changed(p Path) error {
 	t.edited()
 	delete(t.graph.blind, p)
 	return t.update(f)
+}
+
+// isKnown reports whether the graph has the image at p as it is in the tree.
+func (t *Tree) isKnown(p Path) bool {
+	e, err := t.cfg.Files.Stat(p)
+	if err != nil {
+		return false
+	}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	im := t.graph.At(p)
+	return im != nil && im.trusted(e) && t.graph.blind[p] == ""
 }
 
 // readRegular is read for a path that may lead to anything; what is no regular

@@ -388,6 +388,7 @@ func (t *Tree) drop(s Step) {
 		t.forget(im)
 	}
 	delete(t.graph.blind, s.Path)
+	t.invalidate(s.Path)
 }
 
 func (t *Tree) finish(run *run) error {

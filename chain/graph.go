@@ -78,6 +78,17 @@ func (g *Graph) Within(p Path) []*Image {
 	return byPath(g.below(p, in))
 }
 
+// namesOf are the images that are names of one inode.
+func (g *Graph) namesOf(inode uint64) []Path {
+	var names []Path
+	for p, im := range g.byPath {
+		if im.Identity.Inode == inode {
+			names = append(names, p)
+		}
+	}
+	return names
+}
+
 // below appends the images in the directory dir, at any depth.
 func (g *Graph) below(dir Path, to []*Image) []*Image {
 	to = append(to, g.inDir[dir]...)

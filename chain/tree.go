@@ -135,15 +135,36 @@ func (t *Tree) View(f func(*Graph)) {
 	f(t.graph)
 }
 
-// CheckWrite refuses to let the image at p be opened for writing or truncated
-// when others stand on it or an operation is working on it.
-func (t *Tree) CheckWrite(p Path) error {
+// CheckWrite refuses to let the file at p be opened for writing or truncated
+// when images stand on it, by this or by another of its names, or an operation
+// is working on it. links is how many names its inode has.
+func (t *Tree) CheckWrite(p Path, inode uint64, links uint32) error {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	if im := t.graph.At(p); im != nil && t.claims.isHeld(im.Chain) {
-		return Refuse(p, "%s cannot be written while an operation works on its chain; wait until it has ended (chainfs ops)", p)
+	names := []Path{p}
+	if links > 1 {
+		names = append(names, t.graph.namesOf(inode)...)
 	}
-	return t.graph.CheckWrite(p)
+	for _, name := range names {
+		if im := t.graph.At(name); im != nil && t.claims.isHeld(im.Chain) {
+			return Refuse(p, "%s cannot be written while an operation works on its chain; wait until it has ended (chainfs ops)", p)
+		}
+		if err := t.graph.CheckWrite(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Look describes the file at p from the graph, after a look at this one file.
+func (t *Tree) Look(ctx context.Context, p Path) (Info, error) {
+	if err := t.Changed(p); err != nil && !t.cfg.ReadOnly {
+		t.cfg.Log.Debug("look", "path", p, "err", err) // the graph says that it is unreadable
+	}
+	t.mu.RLock()
+	info := t.graph.Describe(p)
+	t.mu.RUnlock()
+	return t.withUse(info), ctx.Err()
 }
 
 // save writes what the graph has and the index has not. The caller holds mu.

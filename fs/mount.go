@@ -1,0 +1,205 @@
+package fs
+
+import (
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	gofs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/chainfs/chainfs/chain"
+	"github.com/chainfs/chainfs/fs/source"
+)
+
+// Options say what is mounted where.
+type Options struct {
+	Source     *source.Tree
+	Tree       *chain.Tree
+	Mountpoint string
+
+	TreeID     string // readable on the mount's root as user.chainfs.tree
+	FsName     string // what df shows as the file system
+	ReadOnly   bool
+	AllowOther bool
+	Debug      bool
+	Log        *slog.Logger
+
+	// MountOptions are further options for the kernel: nodev, noexec, …
+	MountOptions []string
+}
+
+// cacheFor is how long the kernel may answer for us. A change on the NAS is
+// seen through the mount at most this much later; changes of ours at once.
+const cacheFor = time.Second
+
+// maxWrite is the size of the largest read or write request, the most the
+// kernel offers.
+const maxWrite = 1 << 20
+
+// Server is a mount that answers.
+type Server struct {
+	fuse *fuse.Server
+}
+
+// mount is what the nodes of one mount share.
+type mount struct {
+	opts    Options
+	source  *source.Tree
+	tree    *chain.Tree
+	log     *slog.Logger
+	root    *node
+	rootDev uint64
+	writers writers
+}
+
+// Mount mounts the tree and returns when the mount answers. The process's
+// umask is cleared: the kernel has applied the caller's.
+func Mount(opts Options) (*Server, error) {
+	m := &mount{opts: opts, source: opts.Source, tree: opts.Tree, log: opts.Log}
+	st, err := m.statPath("")
+	if err != nil {
+		return nil, fmt.Errorf("mount %s: %w", opts.Mountpoint, err)
+	}
+	m.rootDev = device(st)
+	m.root = &node{mount: m}
+	if !opts.ReadOnly {
+		m.tree.Attach(m, m)
+	}
+	unix.Umask(0)
+	server, err := gofs.Mount(opts.Mountpoint, m.root, m.fuseOptions(st))
+	if err != nil {
+		return nil, fmt.Errorf("mount %s: %w", opts.Mountpoint, err)
+	}
+	return &Server{server}, nil
+}
+
+func (m *mount) fuseOptions(root *unix.Statx_t) *gofs.Options {
+	timeout := cacheFor
+	id := m.stable(root)
+	o := &gofs.Options{
+		EntryTimeout:    &timeout,
+		AttrTimeout:     &timeout,
+		NullPermissions: true,
+		RootStableAttr:  &id,
+	}
+	o.MountOptions = fuse.MountOptions{
+		AllowOther:    m.opts.AllowOther,
+		Options:       append([]string{"default_permissions"}, m.opts.MountOptions...),
+		FsName:        m.opts.FsName,
+		Name:          "chainfs",
+		MaxWrite:      maxWrite,
+		MaxBackground: 64,
+		DirectMount:   true,
+		DisableSplice: true,
+		Debug:         m.opts.Debug,
+		PanicHandler:  m.panicked,
+	}
+	if m.opts.ReadOnly {
+		o.DirectMountFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_RDONLY
+	}
+	return o
+}
+
+// panicked keeps the daemon alive when a handler has a bug: other callers'
+// operations go on, and recovery after the next start covers what it left.
+func (m *mount) panicked(what any) fuse.Status {
+	m.log.Error("a handler panicked", "panic", what, "stack", string(debug.Stack()))
+	return fuse.EIO
+}
+
+// Wait returns when the mount is gone, whoever unmounted it.
+func (s *Server) Wait() { s.fuse.Wait() }
+
+// Unmount unmounts; it fails while the mount is in use.
+func (s *Server) Unmount() error { return s.fuse.Unmount() }
+
+// Invalidate drops what the kernel caches about files that were replaced or
+// deleted behind its back. It does so from its own goroutine: the caller may be
+// inside an unlink, whose directory the kernel keeps locked until the reply.
+func (m *mount) Invalidate(paths []chain.Path) {
+	go func() {
+		for _, p := range paths {
+			m.invalidate(p)
+		}
+	}()
+}
+
+func (m *mount) invalidate(p chain.Path) {
+	dir := m.root.EmbeddedInode()
+	for at := p.Dir(); at != ""; {
+		name, rest := cutFirst(at)
+		if dir = dir.GetChild(name); dir == nil {
+			return // the kernel does not know the directory, so nothing in it
+		}
+		at = rest
+	}
+	if child := dir.GetChild(p.Base()); child != nil {
+		child.NotifyContent(0, 0) // fails only when the kernel has forgotten it
+	}
+	dir.NotifyEntry(p.Base()) // likewise
+}
+
+func cutFirst(p chain.Path) (string, chain.Path) {
+	for i := range p {
+		if p[i] == '/' {
+			return string(p[:i]), p[i+1:]
+		}
+	}
+	return string(p), ""
+}
+
+// writers are the files that are open for writing through the mount.
+type writers struct {
+	mu   sync.Mutex
+	open map[fileKey]int // guarded by mu
+}
+
+// fileKey names an inode of the tree.
+type fileKey struct{ dev, ino uint64 }
+
+func (w *writers) add(k fileKey) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.open == nil {
+		w.open = map[fileKey]int{}
+	}
+	w.open[k]++
+}
+
+func (w *writers) remove(k fileKey) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.open[k]--; w.open[k] == 0 {
+		delete(w.open, k)
+	}
+}
+
+func (w *writers) has(k fileKey) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.open[k] > 0
+}
+
+var (
+	_ chain.Watcher     = (*mount)(nil)
+	_ chain.Invalidator = (*mount)(nil)
+)
+
+// InUse knows who has a file open for writing through this mount.
+func (m *mount) InUse(p chain.Path) (chain.Use, error) {
+	st, err := m.statPath(p)
+	if err == unix.ENOENT || err == unix.ENOTDIR {
+		return chain.Use{}, nil
+	}
+	if err != nil {
+		return chain.Use{}, err
+	}
+	if !m.writers.has(keyOf(st)) {
+		return chain.Use{}, nil
+	}
+	return chain.Use{Writer: true, By: "a process that works through the mount"}, nil
+}
