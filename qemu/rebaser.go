@@ -1,0 +1,108 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/chainfs/chainfs/chain"
+)
+
+// Options are a Rebaser's.
+type Options struct {
+	// Program is the qemu-img to run; empty for the one in PATH.
+	Program string
+
+	// Mountpoint is where the tree is mounted by chainfs, Source where it lies
+	// on this host. Both are absolute and without symbolic links, or empty.
+	// Absolute backing names are as seen at one of them.
+	Mountpoint, Source string
+
+	// AddressSpace limits the memory of qemu-img, in bytes; 0 is 8 GiB. It must
+	// hold the refcounts of the largest image while that is checked: 32 MiB for
+	// each TiB at 64 KiB clusters.
+	AddressSpace uint64
+
+	// Step, when set, is called with each of Labels on the way. Tests stop the
+	// program there.
+	Step func(label string)
+}
+
+// Labels are the points of a rebase that Options.Step is told, in order.
+var Labels = []string{
+	"REBASE:SCRATCH",  // the scratch file is about to be created
+	"REBASE:COPIED",   // it is a copy of the child, and about to be rebased
+	"REBASE:REBASED",  // it stands on the new parent, and is about to be verified
+	"REBASE:VERIFIED", // it reads as the child, and is about to be made durable
+	"REBASE:RENAME",   // it is durable, and about to replace the child
+	"REBASE:RENAMED",  // it has replaced the child, and the directory is about to be synced
+	"REBASE:SYNCED",   // the child durably stands on the new parent
+}
+
+// Rebaser puts images on other parents by way of a scratch copy that qemu-img
+// works on. It is a chain.Rebaser.
+type Rebaser struct {
+	files chain.Files
+	opts  Options
+
+	mu     sync.Mutex
+	broken error // guarded by mu; see stop
+}
+
+var _ chain.Rebaser = (*Rebaser)(nil)
+
+// NewRebaser rebases images of a tree.
+func NewRebaser(files chain.Files, opts Options) *Rebaser {
+	if opts.Program == "" {
+		opts.Program = "qemu-img"
+	}
+	if opts.AddressSpace == 0 {
+		opts.AddressSpace = 8 << 30
+	}
+	if opts.Step == nil {
+		opts.Step = func(string) {}
+	}
+	return &Rebaser{files: files, opts: opts}
+}
+
+// Rebase returns nil once the child durably stands on its new parent. On an
+// error the child is as it was, with one exception: when only the fsync of its
+// directory failed it may be either, and this Rebaser refuses all further work.
+func (r *Rebaser) Rebase(ctx context.Context, job chain.RebaseJob, progress func(done, total int64)) error {
+	if progress == nil {
+		progress = func(int64, int64) {}
+	}
+	w := &rebase{Rebaser: r, job: job, progress: progress}
+	defer w.close()
+	if err := w.run(ctx); err != nil {
+		return fmt.Errorf("rebase %s onto %s: %w", job.Child, target(job), err)
+	}
+	return nil
+}
+
+func target(job chain.RebaseJob) string {
+	if job.NewName == "" {
+		return "nothing"
+	}
+	return job.NewParent.String()
+}
+
+// stop ends all work of this Rebaser: after a failed fsync the kernel forgets
+// what it could not write and reports success the next time, so no later fsync
+// of the same directory proves anything.
+func (r *Rebaser) stop(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.broken == nil {
+		r.broken = err
+	}
+}
+
+func (r *Rebaser) stopped() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.broken != nil {
+		return fmt.Errorf("the tree could not be synced before (check its storage, then restart): %w", r.broken)
+	}
+	return nil
+}

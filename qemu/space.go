@@ -1,0 +1,42 @@
+package qemu
+
+import (
+	"fmt"
+
+	"github.com/chainfs/chainfs/chain"
+	"golang.org/x/sys/unix"
+)
+
+// checkSpace refuses when the worst case does not fit: a copy of copied bytes,
+// what is absorbed, and the metadata for it.
+func (w *rebase) checkSpace(copied int64) error {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(w.dir.Fd()), &fs); err != nil {
+		return fmt.Errorf("look for free space: %w", err)
+	}
+	if fs.Blocks == 0 {
+		return nil // a file system that does not know
+	}
+	unit := fs.Frsize
+	if unit == 0 {
+		unit = fs.Bsize
+	}
+	free := int64(fs.Bavail) * unit
+	need := copied + w.job.Bytes + w.metadata()
+	if need > free {
+		return fmt.Errorf("%s free, up to %s needed for a copy of %s; make room and try again: %w",
+			chain.Size(free), chain.Size(need), w.job.Child, unix.ENOSPC)
+	}
+	return nil
+}
+
+// metadata is the most that tables for the absorbed bytes take: an L2 table for
+// each L1 entry that gets its first cluster, refcounts, and what a copy on write
+// of the tables that are there takes where the file was cloned.
+func (w *rebase) metadata() int64 {
+	cluster := w.sizes.ClusterSize()
+	clusters := w.job.Bytes/cluster + 1
+	l2 := min(int64(w.sizes.L1Size), clusters) * cluster
+	refcounts := (clusters<<w.sizes.RefcountOrder)/8 + cluster
+	return l2 + refcounts + 4*cluster + 64<<10
+}
