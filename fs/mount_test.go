@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -24,13 +26,36 @@ import (
 
 // mounted is a mount in this process over a temporary tree.
 type mounted struct {
-	t        *testing.T
-	tree     string // the tree's directory
-	dir      string // the mountpoint
-	chain    *chain.Tree
-	log      *bytes.Buffer
-	rebasing chan string // gets the label of each step when not nil
-	gate     chan struct{}
+	t     *testing.T
+	tree  string // the tree's directory
+	dir   string // the mountpoint
+	chain *chain.Tree
+	log   *logText
+	hook  atomic.Pointer[hook]
+}
+
+// hook stops the rebaser at a step: it tells the label and waits for the gate.
+type hook struct {
+	labels chan string
+	gate   chan struct{}
+}
+
+// logText is a log that can be read while it is written.
+type logText struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logText) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(b)
+}
+
+func (l *logText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
 }
 
 // mountTree mounts a tree that prepare fills first. Everything is undone at the
@@ -40,7 +65,7 @@ func mountTree(t *testing.T, prepare func(tree string)) *mounted {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
-	m := &mounted{t: t, tree: t.TempDir(), dir: t.TempDir(), log: &bytes.Buffer{}}
+	m := &mounted{t: t, tree: t.TempDir(), dir: t.TempDir(), log: &logText{}}
 	if prepare != nil {
 		prepare(m.tree)
 	}
@@ -73,9 +98,9 @@ func mountTree(t *testing.T, prepare func(tree string)) *mounted {
 }
 
 func (m *mounted) step(label string) {
-	if m.rebasing != nil {
-		m.rebasing <- label
-		<-m.gate
+	if h := m.hook.Load(); h != nil {
+		h.labels <- label
+		<-h.gate
 	}
 }
 
@@ -221,24 +246,19 @@ func TestInterruptedUnlink(t *testing.T) {
 	m := mountTree(t, func(tree string) { makeChain(t, tree, "f", "a", "b") })
 	before := flat(t, m.tree+"/b")
 	for _, sig := range []syscall.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGKILL} {
-		m.rebasing, m.gate = make(chan string), make(chan struct{})
+		h := &hook{make(chan string), make(chan struct{})}
+		m.hook.Store(h)
 		rm := exec.Command("rm", "-f", m.dir+"/a")
 		must(t, rm.Start())
-		if label := <-m.rebasing; label != "REBASE:SCRATCH" {
+		if label := <-h.labels; label != "REBASE:SCRATCH" {
 			t.Fatalf("the first step is %s", label)
 		}
 		must(t, rm.Process.Signal(sig))
 		// The kernel passes the signal on as an interrupt, which the daemon
 		// must have met before the step goes on.
 		time.Sleep(200 * time.Millisecond)
-		rebasing, gate := m.rebasing, m.gate
-		m.rebasing = nil
-		close(gate)
-		select {
-		case label := <-rebasing:
-			t.Logf("went on to %s", label)
-		case <-time.After(100 * time.Millisecond):
-		}
+		m.hook.Store(nil)
+		close(h.gate)
 		if err := rm.Wait(); err == nil {
 			t.Errorf("%v: rm ended well", sig)
 		}
