@@ -6,8 +6,7 @@ import (
 	"github.com/chainfs/chainfs/chain"
 )
 
-// imageRecord is a chain.Image as it is stored, and the label of its path, which
-// is there for those who read the store with other tools.
+// imageRecord is a chain.Image as it is stored.
 type imageRecord struct {
 	ID        chain.ImageID  `json:"id"`
 	Path      chain.Path     `json:"path"`
@@ -24,8 +23,14 @@ type imageRecord struct {
 	Parent   chain.ImageID `json:"parent,omitzero"`
 	Chain    chain.ImageID `json:"chain,omitzero"`
 	Position int32         `json:"position,omitempty"`
+}
 
-	Label *label `json:"label,omitempty"`
+// labelled is what is written: the record and the label of its path. The label
+// follows from the path and is never read back; it is there for those who look
+// into the store with other tools.
+type labelled struct {
+	imageRecord
+	Label label `json:"label"`
 }
 
 // label is a chain.Label. Its strings are parts of a path, and stored as such
@@ -36,8 +41,12 @@ type label struct {
 	Disk   chain.Path `json:"disk,omitempty"`
 }
 
-func recordOf(im chain.Image) imageRecord {
+func labelledRecord(im chain.Image) labelled {
 	l := chain.LabelOf(im.Path)
+	return labelled{recordOf(im), label{chain.Path(l.VM), chain.Path(l.Backup), chain.Path(l.Disk)}}
+}
+
+func recordOf(im chain.Image) imageRecord {
 	return imageRecord{
 		ID:        im.ID,
 		Path:      im.Path,
@@ -53,7 +62,6 @@ func recordOf(im chain.Image) imageRecord {
 		Parent:    im.Parent,
 		Chain:     im.Chain,
 		Position:  im.Position,
-		Label:     &label{chain.Path(l.VM), chain.Path(l.Backup), chain.Path(l.Disk)},
 	}
 }
 

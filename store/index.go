@@ -4,23 +4,27 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"runtime/debug"
 
 	"github.com/chainfs/chainfs/chain"
 )
 
-// Images calls f for every stored image. A record that cannot be read is an
-// error, not a missing image.
+// Images calls f for every stored image, in the order of their ids. A record
+// that cannot be read is an error, not a missing image.
 func (s *Store) Images(ctx context.Context, f func(chain.Image) error) error {
-	return s.each(imagePrefix, "", func(key string, value []byte) error {
-		if err := ctx.Err(); err != nil {
-			return err
+	// All of the index is read once, at start, and is garbage after it.
+	defer debug.FreeOSMemory()
+	var b imageBatch
+	err := s.each(imagePrefix, "", func(key string, value []byte) error {
+		if b.add(key, value); !b.full() {
+			return nil
 		}
-		im, err := decodeImage(key, value)
-		if err != nil {
-			return damaged(s.dir, err)
-		}
-		return f(im)
+		return b.pass(ctx, s.dir, f)
 	})
+	if err != nil {
+		return err
+	}
+	return b.pass(ctx, s.dir, f)
 }
 
 func decodeImage(key string, value []byte) (chain.Image, error) {
@@ -63,7 +67,7 @@ func imageChanges(put []chain.Image, remove []chain.ImageID) ([]change, error) {
 		changes = append(changes, change{key: imageKey(id)})
 	}
 	for _, im := range put {
-		value, err := json.Marshal(recordOf(im))
+		value, err := json.Marshal(labelledRecord(im))
 		if err != nil {
 			return nil, fmt.Errorf("store image %s: %w", im.Path, err)
 		}

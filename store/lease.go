@@ -66,8 +66,8 @@ func (s *Store) returnLeases() error {
 			changes = append(changes, change{l.key, decimal(l.next)})
 		}
 	}
-	if len(changes) == 0 || s.room() != nil {
-		return nil // with no space to write the ids stay leased, which is harmless
+	if len(changes) == 0 || s.broken != nil || s.room() != nil {
+		return nil // what cannot be given back stays leased, which is harmless
 	}
 	return s.commit(changes)
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -29,6 +30,7 @@ type Store struct {
 	log *slog.Logger
 
 	mu     sync.Mutex // held by every call that writes
+	broken error      // guarded by mu; the first write that failed on the disk
 	images lease      // guarded by mu
 	ops    lease      // guarded by mu
 	kept   int        // guarded by mu; operations in the store
@@ -94,5 +96,24 @@ func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err := s.returnLeases()
-	return errors.Join(err, s.db.Close())
+	return errors.Join(err, s.closeBadger())
+}
+
+// closeLimit is how long a store is waited for whose disk has failed.
+const closeLimit = 3 * time.Second
+
+// closeBadger does not wait for ever: on a dead disk Badger tries again without
+// end to write what it has in memory. All that was acknowledged is in its log.
+func (s *Store) closeBadger() error {
+	if s.broken == nil {
+		return s.db.Close()
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.db.Close() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(closeLimit):
+		return fmt.Errorf("store %s: its disk failed and it cannot be closed before this process ends: %w", s.dir, s.broken)
+	}
 }

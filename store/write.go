@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/dgraph-io/badger/v4"
 )
@@ -21,6 +22,9 @@ type change struct {
 // it, and the operation is still unfinished in the journal, so that recovery
 // runs its steps again. Called with mu held.
 func (s *Store) commit(changes []change, last ...change) error {
+	if s.broken != nil {
+		return fmt.Errorf("store %s takes no writes until it is opened again, because one failed: %w", s.dir, s.broken)
+	}
 	if err := s.room(); err != nil {
 		return err
 	}
@@ -46,7 +50,17 @@ func (s *Store) commitOnce(changes []change) error {
 			return err
 		}
 	}
-	return txn.Commit()
+	return s.failed(txn.Commit())
+}
+
+// failed notes a write that failed on the disk. After it the kernel may answer
+// success to the next sync, while the log has a hole where the failed write
+// should be: what is written behind the hole is not found at the next start.
+func (s *Store) failed(err error) error {
+	if s.broken == nil {
+		s.broken = err
+	}
+	return err
 }
 
 func (s *Store) commitInParts(changes []change) error {
@@ -59,11 +73,11 @@ func (s *Store) commitInParts(changes []change) error {
 				return err
 			}
 		}
-		if err := c.apply(batch); err != nil {
-			return err
+		if err := c.apply(batch); err != nil { // may come from a transaction before
+			return s.failed(err)
 		}
 	}
-	return batch.Flush()
+	return s.failed(batch.Flush())
 }
 
 // writer is what a transaction and a batch have in common.
