@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -273,6 +275,7 @@ func (t *Tree) follow(r *reading) error {
 		r.target, r.external, r.needs = to.Path, to.External, to.Links
 		if to.External {
 			r.target = ""
+			r.needs = append(r.needs, t.lookalikes(r.header.Backing)...)
 		}
 	}
 	for _, name := range r.header.Others {
@@ -281,8 +284,28 @@ func (t *Tree) follow(r *reading) error {
 			return err
 		}
 		r.needs = append(r.needs, to.Links...)
-		if !to.External {
+		if to.External {
+			r.needs = append(r.needs, t.lookalikes(name)...)
+		} else {
 			r.needs = append(r.needs, to.Path)
+		}
+	}
+	return nil
+}
+
+// lookalikes are the files of the tree that an absolute name which leads out of
+// it may mean all the same: another host may have the NAS mounted elsewhere, and
+// have written the name as it sees it. A file whose directory and name are the
+// name's last two elements is taken for needed, though not for the parent.
+func (t *Tree) lookalikes(name Path) []Path {
+	if !strings.HasPrefix(string(name), "/") {
+		return nil
+	}
+	parts := strings.Split(path.Clean(string(name)), "/")[1:]
+	for i := range max(0, len(parts)-1) {
+		p := Path(strings.Join(parts[i:], "/"))
+		if e, err := t.cfg.Files.Stat(p); err == nil && e.Type == Regular {
+			return []Path{p}
 		}
 	}
 	return nil
