@@ -54,11 +54,16 @@ func (w *rebase) acceptDone(context.Context) error {
 	if !w.standsOnTarget(w.header) {
 		return nil
 	}
+	if w.job.NewName != "" {
+		if err := w.checkName(w.job.Child, w.job.NewName, w.job.NewParent); err != nil {
+			return err
+		}
+	}
 	if err := w.child.Sync(); err != nil {
 		w.stop(err)
 		return fmt.Errorf("sync %s: %w", w.job.Child, err)
 	}
-	if err := w.syncReplaced(); err != nil {
+	if err := w.syncReplaced(w.child); err != nil {
 		return err
 	}
 	return errDone
@@ -91,7 +96,7 @@ func (w *rebase) checkUnused() error {
 	if err != nil {
 		return fmt.Errorf("look for users of %s: %w", w.job.Child, err)
 	}
-	if use.Locked {
+	if use.Locked || use.Writer {
 		return refuseInUse(w.job.Child, use)
 	}
 	return nil
@@ -99,8 +104,11 @@ func (w *rebase) checkUnused() error {
 
 func refuseInUse(p chain.Path, use chain.Use) error {
 	by := use.By
-	if by == "" {
+	switch {
+	case by == "" && use.Locked:
 		by = "a qemu process"
+	case by == "":
+		by = "a process"
 	}
 	how := "reading"
 	if use.Writer {

@@ -40,6 +40,7 @@ func newLoopTree(t *testing.T, size int64, mkfs ...string) *tree {
 		run("losetup", loop, image)
 	}
 	t.Cleanup(func() { run("losetup", "-d", loop) })
+	tr.loop = loop
 	run("mount", loop, tr.dir)
 	t.Cleanup(func() { run("umount", tr.dir) })
 	return tr

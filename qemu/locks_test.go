@@ -135,6 +135,32 @@ func TestLockImageRefused(t *testing.T) {
 	}
 }
 
+// Writers that do not know of qemu's locks.
+func TestRebaseWithPlainWriter(t *testing.T) {
+	needQemu(t)
+	for _, p := range []chain.Path{"2/b", "1/a", "0/full"} {
+		tr := newTree(t)
+		tr.chain()
+		f, err := os.OpenFile(tr.host(p), os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		use, err := NewLocks(tr).InUse(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !use.Writer {
+			t.Skip("needs a file system with leases")
+		}
+		err = NewRebaser(tr, Options{}).Rebase(t.Context(), tr.job(), nil)
+		checkRefused(t, err, nil, string(p)+" is open for writing by a process")
+		f.Close()
+		if use, err := NewLocks(tr).InUse(p); err != nil || use != (chain.Use{}) {
+			t.Errorf("after it: %+v, %v", use, err)
+		}
+	}
+}
+
 func tryWrite(tr *tree, p chain.Path) error {
 	cmd := exec.Command("qemu-io", "-f", "qcow2", "-c", "write 0 512", string(p))
 	cmd.Dir = tr.dir
