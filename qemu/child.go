@@ -128,24 +128,36 @@ func (w *rebase) checkIdentity(context.Context) error {
 	return nil
 }
 
-// checkUnchanged: the name still leads to the file that was copied, nobody wrote
-// to it or changed its attributes, and no qemu has opened it.
+// checkUnchanged: the names still lead to the file that was copied and to the
+// copy that was verified, nobody wrote to the child or changed its attributes,
+// and no qemu has opened it.
 func (w *rebase) checkUnchanged() error {
 	if err := w.checkIdentity(context.Background()); err != nil {
 		return err
 	}
-	var named unix.Stat_t
-	if err := unix.Fstatat(int(w.dir.Fd()), w.job.Child.Base(), &named, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("stat %s: %w", w.job.Child, err)
+	if err := w.checkNamed(w.job.Child, w.child); err != nil {
+		return err
 	}
-	opened, err := stat(w.child)
+	if err := w.checkNamed(w.job.Scratch, w.scratch); err != nil {
+		return err
+	}
+	return w.checkUnused()
+}
+
+// checkNamed: p, beside the child, leads to f.
+func (w *rebase) checkNamed(p chain.Path, f *os.File) error {
+	var named unix.Stat_t
+	if err := unix.Fstatat(int(w.dir.Fd()), p.Base(), &named, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("stat %s: %w", p, err)
+	}
+	opened, err := stat(f)
 	if err != nil {
 		return err
 	}
 	if named.Ino != opened.Ino || named.Dev != opened.Dev {
-		return fmt.Errorf("%s: %w", w.job.Child, chain.ErrChanged)
+		return fmt.Errorf("%s: %w", p, chain.ErrChanged)
 	}
-	return w.checkUnused()
+	return nil
 }
 
 // checkChild: it is an image that a rebase leaves whole.

@@ -97,6 +97,9 @@ func (w *rebase) start(cmd *exec.Cmd) error {
 	if err := w.mounts.enter(w.dir); err != nil {
 		return err
 	}
+	// The thread may outlive the call by a moment, and must not keep the tree from
+	// being unmounted. "/" is always there.
+	defer func() { _ = unix.Chdir("/") }()
 	if err := cmd.Start(); err != nil { // in the working directory of this thread
 		return err
 	}

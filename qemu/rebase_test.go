@@ -332,6 +332,34 @@ func TestRebaseNoticesChangesOnTheWay(t *testing.T) {
 	}
 }
 
+// Whoever may write to the directory can put another file in the scratch's place;
+// it must not become the child.
+func TestRebaseNoticesOtherScratch(t *testing.T) {
+	needQemu(t)
+	for _, label := range Labels[1:5] {
+		for _, content := range []string{"2/b", "0/full"} {
+			t.Run(label+" "+content, func(t *testing.T) {
+				tr := newTree(t)
+				tr.chain()
+				before := state(t, tr)
+				job := tr.job()
+				opts := Options{Step: func(l string) {
+					if l == label {
+						tr.qemu("rm", string(job.Scratch))
+						tr.qemu("cp", content, string(job.Scratch))
+					}
+				}}
+				if err := NewRebaser(tr, opts).Rebase(t.Context(), job, nil); err == nil {
+					t.Error("it was done")
+				}
+				if state(t, tr) != before {
+					t.Error("the child was changed")
+				}
+			})
+		}
+	}
+}
+
 func TestRebaseCancelled(t *testing.T) {
 	needQemu(t)
 	tr := newTree(t)
