@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -48,7 +49,7 @@ func copyXattrs(to, from *os.File) error {
 		return err
 	}
 	for _, attr := range have {
-		if containsString(want, attr) {
+		if slices.Contains(want, attr) {
 			continue
 		}
 		// A security label that the system gives to every file cannot be removed.
@@ -69,15 +70,6 @@ func copyXattrs(to, from *os.File) error {
 		}
 	}
 	return nil
-}
-
-func containsString(all []string, s string) bool {
-	for _, t := range all {
-		if s == t {
-			return true
-		}
-	}
-	return false
 }
 
 // xattrNames is empty on a file system without extended attributes.

@@ -54,11 +54,16 @@ func (w *rebase) acceptDone(context.Context) error {
 	if !w.standsOnTarget(w.header) {
 		return nil
 	}
+	if w.job.NewName != "" {
+		if err := w.checkName(w.job.Child, w.job.NewName, w.job.NewParent); err != nil {
+			return err
+		}
+	}
 	if err := w.child.Sync(); err != nil {
 		w.stop(err)
 		return fmt.Errorf("sync %s: %w", w.job.Child, err)
 	}
-	if err := w.syncReplaced(); err != nil {
+	if err := w.syncReplaced(w.child); err != nil {
 		return err
 	}
 	return errDone
@@ -91,7 +96,7 @@ func (w *rebase) checkUnused() error {
 	if err != nil {
 		return fmt.Errorf("look for users of %s: %w", w.job.Child, err)
 	}
-	if use.Locked {
+	if use.Locked || use.Writer {
 		return refuseInUse(w.job.Child, use)
 	}
 	return nil
@@ -99,8 +104,11 @@ func (w *rebase) checkUnused() error {
 
 func refuseInUse(p chain.Path, use chain.Use) error {
 	by := use.By
-	if by == "" {
+	switch {
+	case by == "" && use.Locked:
 		by = "a qemu process"
+	case by == "":
+		by = "a process"
 	}
 	how := "reading"
 	if use.Writer {
@@ -120,24 +128,36 @@ func (w *rebase) checkIdentity(context.Context) error {
 	return nil
 }
 
-// checkUnchanged: the name still leads to the file that was copied, nobody wrote
-// to it or changed its attributes, and no qemu has opened it.
+// checkUnchanged: the names still lead to the file that was copied and to the
+// copy that was verified, nobody wrote to the child or changed its attributes,
+// and no qemu has opened it.
 func (w *rebase) checkUnchanged() error {
 	if err := w.checkIdentity(context.Background()); err != nil {
 		return err
 	}
-	var named unix.Stat_t
-	if err := unix.Fstatat(int(w.dir.Fd()), w.job.Child.Base(), &named, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("stat %s: %w", w.job.Child, err)
+	if err := w.checkNamed(w.job.Child, w.child); err != nil {
+		return err
 	}
-	opened, err := stat(w.child)
+	if err := w.checkNamed(w.job.Scratch, w.scratch); err != nil {
+		return err
+	}
+	return w.checkUnused()
+}
+
+// checkNamed: p, beside the child, leads to f.
+func (w *rebase) checkNamed(p chain.Path, f *os.File) error {
+	var named unix.Stat_t
+	if err := unix.Fstatat(int(w.dir.Fd()), p.Base(), &named, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("stat %s: %w", p, err)
+	}
+	opened, err := stat(f)
 	if err != nil {
 		return err
 	}
 	if named.Ino != opened.Ino || named.Dev != opened.Dev {
-		return fmt.Errorf("%s: %w", w.job.Child, chain.ErrChanged)
+		return fmt.Errorf("%s: %w", p, chain.ErrChanged)
 	}
-	return w.checkUnused()
+	return nil
 }
 
 // checkChild: it is an image that a rebase leaves whole.

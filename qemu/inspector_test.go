@@ -84,7 +84,7 @@ func TestInspect(t *testing.T) {
 	tr.create("child", "plain")
 	tr.create("luks", "", luks...)
 	tr.create("luks-child", "plain", luks...)
-	tr.create("data", "", "-o", "data_file=d/x.raw")
+	tr.create("data", "", "-o", "data_file=x.raw")
 	tr.create("snap", "plain")
 	tr.qemu("qemu-img", "snapshot", "-c", "one", "snap")
 	tr.create("colon", "12:30")
@@ -100,7 +100,7 @@ func TestInspect(t *testing.T) {
 		{"child", "plain", nil, ""},
 		{"luks", "", nil, "is encrypted"},
 		{"luks-child", "plain", nil, "is encrypted"},
-		{"data", "", paths("d/x.raw"), "has an external data file"},
+		{"data", "", paths("x.raw"), "has an external data file"},
 		{"snap", "plain", nil, "has internal snapshots"},
 		{"colon", "", paths("12:30", "30"), "names its parent through a protocol"},
 		{"vmdk", "v.vmdk", nil, `names its parent with the format "vmdk"`},

@@ -51,14 +51,16 @@ func (w *rebase) openLayer(layer chain.Layer) (h chain.Header, err error) {
 		return h, fmt.Errorf("open %s: %w", layer.Path, err)
 	}
 	w.layers = append(w.layers, f)
-	if err := LockImage(f); errors.Is(err, ErrLocked) {
-		use, err := useOf(f)
-		if err != nil {
-			return h, fmt.Errorf("look for users of %s: %w", layer.Path, err)
-		}
+	locked := LockImage(f)
+	if locked != nil && !errors.Is(locked, ErrLocked) {
+		return h, fmt.Errorf("lock %s: %w", layer.Path, locked)
+	}
+	use, err := useOf(f)
+	if err != nil {
+		return h, fmt.Errorf("look for users of %s: %w", layer.Path, err)
+	}
+	if locked != nil || use.Writer { // readers may stay
 		return h, refuseInUse(layer.Path, use)
-	} else if err != nil {
-		return h, fmt.Errorf("lock %s: %w", layer.Path, err)
 	}
 	if layer.Format == chain.Raw {
 		return h, nil

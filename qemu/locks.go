@@ -9,7 +9,9 @@ import (
 	"github.com/chainfs/chainfs/chain"
 )
 
-// Locks tells who uses an image by qemu's locks on it. It is a chain.Watcher.
+// Locks tells who uses an image by qemu's locks on it, and on local file systems
+// also whether any other process has it open for writing. It is a chain.Watcher.
+// It sees the locks of this process's own Rebaser, too.
 type Locks struct {
 	files chain.Files
 }
@@ -57,6 +59,11 @@ func useOf(f *os.File) (chain.Use, error) {
 		}
 		use.Writer = use.Writer || held
 	}
+	writer, err := hasWriter(f)
+	if err != nil {
+		return use, err
+	}
+	use.Writer = use.Writer || writer
 	if use.Locked {
 		use.By = holder(f, int(pid))
 	}

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -48,7 +49,7 @@ func hasProtocol(s string) bool {
 func readings(s string) []chain.Path {
 	var found []chain.Path
 	add := func(p string) {
-		if p != "" && !contains(found, chain.Path(p)) {
+		if p != "" && !slices.Contains(found, chain.Path(p)) {
 			found = append(found, chain.Path(p))
 		}
 	}
@@ -65,15 +66,6 @@ func readings(s string) []chain.Path {
 		add(string(p))
 	}
 	return found
-}
-
-func contains(all []chain.Path, p chain.Path) bool {
-	for _, q := range all {
-		if p == q {
-			return true
-		}
-	}
-	return false
 }
 
 // tails is what follows each colon of a protocol name. A JSON text inside a

@@ -51,8 +51,6 @@ func (w *rebase) qemuImg(ctx context.Context, args ...string) (outcome, error) {
 	}
 	out := &tail{}
 	cmd := exec.CommandContext(ctx, program, args...)
-	// By descriptor: qemu-img walks the tree itself, even where a mount covers it.
-	cmd.Dir = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), w.dir.Fd())
 	cmd.Env = []string{"LC_ALL=C", "PATH=" + os.Getenv("PATH")}
 	cmd.Stdout = &percent{total: w.job.Bytes, report: w.progress, rest: out}
 	cmd.Stderr = out
@@ -96,10 +94,13 @@ func (w *rebase) inOwnThread(cmd *exec.Cmd) error {
 }
 
 func (w *rebase) start(cmd *exec.Cmd) error {
-	if err := w.mounts.enter(); err != nil {
+	if err := w.mounts.enter(w.dir); err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
+	// The thread may outlive the call by a moment, and must not keep the tree from
+	// being unmounted. "/" is always there.
+	defer func() { _ = unix.Chdir("/") }()
+	if err := cmd.Start(); err != nil { // in the working directory of this thread
 		return err
 	}
 	limit(cmd.Process.Pid, w.opts.AddressSpace)

@@ -95,6 +95,42 @@ func TestRebaseOntoNothing(t *testing.T) {
 	}
 }
 
+// Formats and sizes that differ along the chain: a raw base that is shorter than
+// its child, other cluster sizes, version 2, compressed clusters.
+func TestRebaseOfMixedChain(t *testing.T) {
+	needQemu(t)
+	tr := newTree(t)
+	if err := os.Mkdir(tr.host("2"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	base := bytes.Repeat([]byte("base data, not a header "), 100000)
+	if err := os.WriteFile(tr.host("base.raw"), base, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	tr.create("a", "", "-o", "cluster_size=4k,compat=0.10")
+	tr.qemu("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "base.raw", "a")
+	tr.write("a", "0x21", "1M")
+	tr.qemu("qemu-io", "-f", "qcow2", "-c", "write -z 0 64k", "-c", "write -c -P 5 8M 64k", "a")
+	tr.create("2/b", "../a", "-o", "cluster_size=2M,extended_l2=on")
+	tr.write("2/b", "0x31", "5M")
+	before := tr.guest("2/b")
+	job := tr.jobFor("2/b")
+	job.Layers = []chain.Layer{{Path: "a", Format: chain.QCOW2, Backing: "base.raw"}, {Path: "base.raw", Format: chain.Raw}}
+	job.NewParent, job.NewName, job.NewFormat = "base.raw", "../base.raw", chain.Raw
+	if err := NewRebaser(tr, Options{}).Rebase(t.Context(), job, nil); err != nil {
+		t.Fatal(err)
+	}
+	if h := tr.header("2/b"); h.Backing != "../base.raw" || h.BackingFormat != chain.Raw {
+		t.Errorf("got header %+v", h)
+	}
+	if err := os.Remove(tr.host("a")); err != nil {
+		t.Fatal(err)
+	}
+	if after := tr.guest("2/b"); after != before {
+		t.Errorf("the guest reads %s, read %s", after, before)
+	}
+}
+
 // A second run finds nothing to do, although the identity is not the planned one.
 func TestRebaseTwice(t *testing.T) {
 	needQemu(t)
@@ -293,6 +329,34 @@ func TestRebaseNoticesChangesOnTheWay(t *testing.T) {
 				t.Error("the file that was put there was changed")
 			}
 		})
+	}
+}
+
+// Whoever may write to the directory can put another file in the scratch's place;
+// it must not become the child.
+func TestRebaseNoticesOtherScratch(t *testing.T) {
+	needQemu(t)
+	for _, label := range Labels[1:5] {
+		for _, content := range []string{"2/b", "0/full"} {
+			t.Run(label+" "+content, func(t *testing.T) {
+				tr := newTree(t)
+				tr.chain()
+				before := state(t, tr)
+				job := tr.job()
+				opts := Options{Step: func(l string) {
+					if l == label {
+						tr.qemu("rm", string(job.Scratch))
+						tr.qemu("cp", content, string(job.Scratch))
+					}
+				}}
+				if err := NewRebaser(tr, opts).Rebase(t.Context(), job, nil); err == nil {
+					t.Error("it was done")
+				}
+				if state(t, tr) != before {
+					t.Error("the child was changed")
+				}
+			})
+		}
 	}
 }
 

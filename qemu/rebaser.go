@@ -10,12 +10,15 @@ import (
 
 // Options are a Rebaser's.
 type Options struct {
-	// Program is the qemu-img to run; empty for the one in PATH.
+	// Program is the qemu-img to run: an absolute path, or a name to be found in
+	// PATH. Empty is "qemu-img".
 	Program string
 
 	// Mountpoint is where the tree is mounted by chainfs, Source where it lies
 	// on this host. Both are absolute and without symbolic links, or empty.
-	// Absolute backing names are as seen at one of them.
+	// Absolute backing names are as seen at one of them. With a Mountpoint,
+	// qemu-img runs in a mount namespace of its own, which needs CAP_SYS_ADMIN
+	// and, for absolute names, Linux 5.2.
 	Mountpoint, Source string
 
 	// AddressSpace limits the memory of qemu-img, in bytes; 0 is 8 GiB. It must

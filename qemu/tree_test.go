@@ -22,6 +22,7 @@ type tree struct {
 	t          testing.TB
 	dir        string
 	mountpoint string // absolute names below it are names in the tree
+	loop       string // the device of its own file system, empty without one
 }
 
 var _ chain.Files = (*tree)(nil)
@@ -130,27 +131,32 @@ func (tr *tree) chain() {
 	tr.write("2/b", "0x32", "7M")
 }
 
-// job puts 2/b of chain on 0/full.
-func (tr *tree) job() chain.RebaseJob {
+// jobFor is a job for a child without saying where it goes.
+func (tr *tree) jobFor(child chain.Path) chain.RebaseJob {
 	tr.t.Helper()
-	e, err := tr.Stat("2/b")
+	e, err := tr.Stat(child)
 	if err != nil {
 		tr.t.Fatal(err)
 	}
 	return chain.RebaseJob{
 		Op:       7,
-		Child:    "2/b",
+		Child:    child,
 		Identity: e.Identity,
-		Layers: []chain.Layer{
-			{Path: "1/a", Format: chain.QCOW2, Backing: tr.header("1/a").Backing},
-			{Path: "0/full", Format: chain.QCOW2},
-		},
-		NewParent: "0/full",
-		NewName:   "../0/full",
-		NewFormat: chain.QCOW2,
-		Scratch:   chain.Path("2").Join(chain.ScratchName(7, "b")),
-		Bytes:     2 << 20,
+		Scratch:  child.Dir().Join(chain.ScratchName(7, child.Base())),
+		Bytes:    2 << 20,
 	}
+}
+
+// job puts 2/b of chain on 0/full.
+func (tr *tree) job() chain.RebaseJob {
+	tr.t.Helper()
+	job := tr.jobFor("2/b")
+	job.Layers = []chain.Layer{
+		{Path: "1/a", Format: chain.QCOW2, Backing: tr.header("1/a").Backing},
+		{Path: "0/full", Format: chain.QCOW2},
+	}
+	job.NewParent, job.NewName, job.NewFormat = "0/full", "../0/full", chain.QCOW2
+	return job
 }
 
 // names lists a directory of the tree.
