@@ -123,7 +123,7 @@ func (r *reading) image() *Image {
 	case !r.header.IsImage():
 		im.Kind = RawBase
 		im.Header.VirtualSize = r.entry.Identity.Size
-	case r.header.Backing == "" && len(r.header.Others) == 0:
+	case r.header.Backing == "" && !r.header.ParentUnknown:
 		im.Kind = Full
 	}
 	return im

@@ -194,8 +194,10 @@ func (im *Image) rootless() string {
 		return "has its parent outside the tree (" + Printable(string(im.Header.Backing)) + ")"
 	case im.Target != "":
 		return "names a parent that is missing (" + im.Target.String() + ")"
-	case len(im.Header.Others) > 0:
+	case im.Header.ParentUnknown && len(im.Header.Others) > 0:
 		return "names a parent that chainfs does not follow (" + im.Header.Others[0].String() + ")"
+	case im.Header.ParentUnknown:
+		return "has a parent whose name is not in the file"
 	}
 	return ""
 }

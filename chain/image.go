@@ -90,6 +90,11 @@ type Header struct {
 	Backing       Path   `json:"backing,omitempty"`
 	BackingFormat Format `json:"backing_format,omitempty"`
 
+	// ParentUnknown: the image has a backing name that is not in Backing, because
+	// it is one of Others, or because it is not in the file, in which case qemu
+	// cannot open the image either.
+	ParentUnknown bool `json:"parent_unknown,omitempty"`
+
 	// Others are further files the image needs, in names that chainfs does not
 	// rewrite: an external data file, a "file:" or "json:" backing name. What
 	// they name must not be deleted while the image is there.

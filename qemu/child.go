@@ -175,6 +175,8 @@ func (w *rebase) checkChild(context.Context) error {
 		return chain.Refuse(w.job.Child, "%s is not a qcow2 image", w.job.Child)
 	case w.header.Trouble != "":
 		return refuseTrouble(w.job.Child, w.header)
+	case w.header.Pinned != "":
+		return chain.Refuse(w.job.Child, "%s %s; it cannot be rebased", w.job.Child, w.header.Pinned)
 	}
 	w.sizes, err = qcow2.ReadHeader(w.child, st.Size)
 	if err != nil {

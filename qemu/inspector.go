@@ -49,7 +49,13 @@ func headerOf(h *qcow2.Header, bad error) chain.Header {
 			out.Others = append(out.Others, data.plain)
 		}
 	}
+	out.ParentUnknown = h.BackingLost || h.BackingName != "" && n.plain == ""
 	out.Trouble = troubleOf(h, n, bad)
+	if h.Snapshots > 0 {
+		// What a snapshot does not have itself it reads from the backing file.
+		// A rebase copies for the active state only, so it would change that.
+		out.Pinned = "has internal snapshots"
+	}
 	return out
 }
 
@@ -66,10 +72,6 @@ func troubleOf(h *qcow2.Header, n name, bad error) string {
 		return "is encrypted"
 	case h.Has(qcow2.ExternalData), h.DataFile != "":
 		return "has an external data file"
-	case h.Snapshots > 0:
-		// What a snapshot does not have itself it reads from the backing file.
-		// A rebase copies for the active state only, so it would change that.
-		return "has internal snapshots"
 	case n.trouble != "":
 		return n.trouble
 	case h.BackingName == "":

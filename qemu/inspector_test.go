@@ -107,7 +107,7 @@ func TestInspect(t *testing.T) {
 	} {
 		h := tr.header(c.path)
 		if h.Format != chain.QCOW2 || h.VirtualSize != 64<<20 || h.Backing != c.backing ||
-			!reflect.DeepEqual(h.Others, c.others) || h.Trouble != c.trouble {
+			!reflect.DeepEqual(h.Others, c.others) || h.Trouble+h.Pinned != c.trouble {
 			t.Errorf("%s: got %+v", c.path, h)
 		}
 	}
