@@ -10,7 +10,7 @@ import (
 )
 
 func newApp(stdout, stderr io.Writer) *cli.App {
-	return &cli.App{
+	app := &cli.App{
 		Name:                   "chainfs",
 		Usage:                  "a file system over a tree of qcow2 backups in which rm is safe",
 		HideVersion:            true, // there is a command
@@ -34,6 +34,11 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 	}
+	for _, command := range app.Commands {
+		command.OnUsageError = usageError
+		command.HideHelpCommand = true
+	}
+	return app
 }
 
 func usageError(c *cli.Context, err error, _ bool) error {
@@ -60,6 +65,15 @@ func arguments(c *cli.Context, min, max int) error {
 		return nil
 	}
 	return fmt.Errorf("usage: chainfs %s %s", c.Command.Name, c.Command.ArgsUsage)
+}
+
+// pathOrHere is the path that was given. An empty one was given by mistake: it
+// does not mean "here".
+func pathOrHere(c *cli.Context) string {
+	if c.NArg() == 0 {
+		return "."
+	}
+	return c.Args().First()
 }
 
 // flagsFirst moves flags before the arguments: people write them behind, and so

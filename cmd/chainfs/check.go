@@ -25,11 +25,7 @@ func runCheck(c *cli.Context) error {
 	if err := arguments(c, 0, 1); err != nil {
 		return err
 	}
-	path := c.Args().First()
-	if path == "" {
-		path = "."
-	}
-	return withTree(c, path, toInspect, func(svc control.Service, _ chain.Path) error {
+	return withTree(c, pathOrHere(c), toInspect, func(svc control.Service, _ chain.Path) error {
 		found, err := svc.Check(c.Context)
 		if err != nil {
 			return err

@@ -28,11 +28,7 @@ func runOps(c *cli.Context) error {
 	if err := arguments(c, 0, 1); err != nil {
 		return err
 	}
-	path := c.Args().First()
-	if path == "" {
-		path = "."
-	}
-	return withTree(c, path, toRecall, func(svc control.Service, _ chain.Path) error {
+	return withTree(c, pathOrHere(c), toRecall, func(svc control.Service, _ chain.Path) error {
 		ops, err := svc.Operations(c.Context)
 		if err != nil {
 			return err

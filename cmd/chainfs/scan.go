@@ -27,11 +27,7 @@ func runScan(c *cli.Context) error {
 	if err := arguments(c, 0, 1); err != nil {
 		return err
 	}
-	path := c.Args().First()
-	if path == "" {
-		path = "."
-	}
-	return withTree(c, path, toAdopt, func(svc control.Service, _ chain.Path) error {
+	return withTree(c, pathOrHere(c), toAdopt, func(svc control.Service, _ chain.Path) error {
 		report, err := svc.Scan(c.Context)
 		switch {
 		case err != nil:

@@ -196,5 +196,8 @@ func (s *session) Check(ctx context.Context) ([]chain.Finding, error) {
 	for _, sentence := range bad {
 		found = append(found, chain.Finding{Reason: "store: " + sentence})
 	}
-	return slices.Concat([]chain.Finding{}, found), err
+	if found == nil {
+		found = []chain.Finding{} // [] in JSON
+	}
+	return found, err
 }

@@ -26,12 +26,8 @@ func runTree(c *cli.Context) error {
 	if err := arguments(c, 0, 1); err != nil {
 		return err
 	}
-	path := c.Args().First()
-	if path == "" {
-		path = "."
-	}
-	return withTree(c, path, toLook, func(svc control.Service, p chain.Path) error {
-		if c.Args().First() == "" {
+	return withTree(c, pathOrHere(c), toLook, func(svc control.Service, p chain.Path) error {
+		if c.NArg() == 0 {
 			p = ""
 		}
 		infos, err := svc.Tree(c.Context, p)
