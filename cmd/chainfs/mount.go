@@ -61,7 +61,7 @@ func serve(ctx context.Context, sourceDir, mountpoint string, opts mountOptions,
 	if err != nil {
 		return err
 	}
-	config, err := mountConfigOf(sourceDir, mountpoint, opts, logger)
+	config, err := mountConfigOf(ctx, sourceDir, mountpoint, opts, logger)
 	if err != nil {
 		return err
 	}
@@ -91,13 +91,13 @@ func serve(ctx context.Context, sourceDir, mountpoint string, opts mountOptions,
 
 // mountConfigOf makes paths absolute and looks whether they can be what they
 // are to be.
-func mountConfigOf(sourceDir, mountpoint string, opts mountOptions, log *slog.Logger) (daemonConfig, error) {
+func mountConfigOf(ctx context.Context, sourceDir, mountpoint string, opts mountOptions, log *slog.Logger) (daemonConfig, error) {
 	cfg := daemonConfig{mountOptions: opts, Log: log}
 	var err error
 	if cfg.Source, err = existingDir("SOURCE", sourceDir); err != nil {
 		return cfg, err
 	}
-	if cfg.Mountpoint, err = freeMountpoint(mountpoint, log); err != nil {
+	if cfg.Mountpoint, err = freeMountpoint(ctx, mountpoint, log); err != nil {
 		return cfg, err
 	}
 	if opts.Store != "" {

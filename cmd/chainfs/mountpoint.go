@@ -1,11 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -35,11 +35,9 @@ func realDir(dir string) (string, error) {
 
 // freeMountpoint is the real path of a directory to be mounted on. What a dead
 // daemon left there is detached.
-func freeMountpoint(dir string, log *slog.Logger) (string, error) {
-	if _, err := os.Stat(dir); errors.Is(err, unix.ENOTCONN) {
-		if err := detachStale(dir, log); err != nil {
-			return "", err
-		}
+func freeMountpoint(ctx context.Context, dir string, log *slog.Logger) (string, error) {
+	if err := clearMountpoint(ctx, dir, log); err != nil {
+		return "", err
 	}
 	real, err := existingDir("MOUNTPOINT", dir)
 	if err != nil {
@@ -49,25 +47,29 @@ func freeMountpoint(dir string, log *slog.Logger) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if m, is := mountAt(mounts, real); is && m.Point == real {
-		return "", fmt.Errorf("MOUNTPOINT %s: %s is already mounted there; unmount it first (chainfs umount %s)", real, m.Source, real)
-	} else if is {
+	if m, is := mountAt(mounts, real); is {
 		return "", fmt.Errorf("MOUNTPOINT %s is inside the chainfs mount at %s; choose a directory outside", real, m.Point)
 	}
 	return real, nil
 }
 
-// detachStale removes the mount of a daemon that was killed.
-func detachStale(dir string, log *slog.Logger) error {
-	abs, err := filepath.Abs(dir)
-	if err != nil {
-		return err
+// clearMountpoint detaches dead mounts of ours and refuses one that lives. It
+// asks for an attribute: what stat answers the kernel may have kept.
+func clearMountpoint(ctx context.Context, dir string, log *slog.Logger) error {
+	for {
+		m, err := findMount(ctx, dir)
+		if err != nil {
+			return nil // nothing of ours is mounted there
+		}
+		_, err = inTime(ctx, func() (string, error) { return treeAttr(m.Point) })
+		if !errors.Is(err, unix.ENOTCONN) {
+			return fmt.Errorf("MOUNTPOINT %s: %s is already mounted there; unmount it first (chainfs umount %s)", m.Point, m.Source, m.Point)
+		}
+		log.Warn("detaching the mount that a dead daemon left", "mountpoint", m.Point)
+		if err := detachDead(m); err != nil {
+			return err
+		}
 	}
-	log.Warn("detaching the mount that a dead daemon left", "mountpoint", abs)
-	if err := detach(abs); err != nil {
-		return fmt.Errorf("detach the dead mount at %s: %w", abs, err)
-	}
-	return nil
 }
 
 // apart refuses a mount that would be part of its own tree, or hide it, and a

@@ -67,7 +67,7 @@ func Listen(path string) (*Listener, error) {
 
 func listen(path string) (net.Listener, error) {
 	// The lock is ours, so what is there is of a process that is gone.
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := remove(path); err != nil {
 		return nil, err
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -88,11 +88,18 @@ func (l *Listener) Release() error {
 	if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return err
 	}
-	err := os.Remove(l.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
+	err := errors.Join(remove(l.path), remove(lockName(l.path)))
 	return errors.Join(err, l.lock.Close())
+}
+
+func lockName(socket string) string { return socket + ".lock" }
+
+// remove is os.Remove of what may be gone.
+func remove(name string) error {
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // WaitReleased waits until nobody holds the tree whose socket is at path.
@@ -109,30 +116,42 @@ func WaitReleased(path string, timeout time.Duration) error {
 
 var errHeld = errors.New("another chainfs process holds it")
 
-// lockFile locks the file beside the socket. It stays there for good: to remove
-// it would leave one process with a lock on a file that others do not see.
+// lockFile locks the file beside the socket.
 func lockFile(path string, how int, timeout time.Duration) (*os.File, error) {
+	for end := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
+		f, err := tryLock(lockName(path), how)
+		if err == nil || err != errHeld || time.Now().After(end) {
+			return f, err
+		}
+	}
+}
+
+// tryLock is errHeld when it has to be tried again. A lock on a file that its
+// owner has removed meanwhile is none: others lock a new one.
+func tryLock(name string, how int) (*os.File, error) {
 	flags := os.O_RDWR | unix.O_NOFOLLOW
 	if how == unix.LOCK_EX {
 		flags |= os.O_CREATE
 	}
-	f, err := os.OpenFile(path+".lock", flags, 0o600)
+	f, err := os.OpenFile(name, flags, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	for end := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if err != unix.EWOULDBLOCK && err != unix.EINTR || time.Now().After(end) {
-			f.Close()
-			if err == unix.EWOULDBLOCK {
-				err = errHeld
-			}
-			return nil, err
-		}
+	err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+	if err == nil && isNamed(f, name) {
+		return f, nil
 	}
+	f.Close() // a lock goes with it
+	if err == nil || err == unix.EWOULDBLOCK || err == unix.EINTR {
+		err = errHeld
+	}
+	return nil, err
+}
+
+func isNamed(f *os.File, name string) bool {
+	held, err := f.Stat()
+	named, nameErr := os.Lstat(name)
+	return err == nil && nameErr == nil && os.SameFile(held, named)
 }
 
 // privateDir makes a directory of mode 0700 and refuses one that others made:
