@@ -1,0 +1,36 @@
+# make builds; make demo shows what it is for; make test passes every test.
+
+GO ?= go
+
+.PHONY: build test e2e check demo clean deps
+
+build:
+	$(GO) build -o bin/chainfs ./cmd/chainfs
+
+# Installs what the tests and the demo call. Without apt it is up to you.
+deps:
+	@.ci/deps qemu-utils fuse3 xfsprogs btrfs-progs attr acl strace
+
+# Everything, end to end included: that needs root, and mounts.
+test: deps build
+	$(GO) test -race ./chain/... ./cmd/... ./fs/... ./qemu/... ./store/... ./internal/...
+	@if [ -d e2e ]; then $(GO) test -count=1 -timeout 30m ./e2e/...; fi
+
+e2e: deps build
+	$(GO) test -count=1 -timeout 30m ./e2e/...
+
+check:
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "these files are not formatted: gofmt -w ."; exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags failpoints ./...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 -tags failpoints ./cmd/...
+	$(GO) test -count=1 ./internal/imports
+
+demo:
+	@.ci/deps qemu-utils fuse3
+	@$(MAKE) --no-print-directory build
+	@docs/demo.sh bin/chainfs
+
+clean:
+	rm -rf bin

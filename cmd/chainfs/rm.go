@@ -1,0 +1,101 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/chainfs/chainfs/chain"
+	"github.com/chainfs/chainfs/cmd/chainfs/control"
+)
+
+func rmCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "rm",
+		Usage:     "delete files, and directories with all that is in them, as one operation",
+		ArgsUsage: "PATH...",
+		Description: "What still stands on a deleted image absorbs what it needs from it first. A full\n" +
+			"on which others stand is refused (exit status 3), with --force it is deleted with\n" +
+			"all that stands on it.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "print the plan and do nothing"},
+			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "delete every descendant too, newest first"},
+			&cli.BoolFlag{Name: "recursive", Aliases: []string{"r", "R"}, Usage: "accepted for habit's sake: directories are always deleted with their content"},
+			jsonFlag(), storeFlag(),
+		},
+		Action: runRm,
+	}
+}
+
+func runRm(c *cli.Context) error {
+	if err := arguments(c, 1, -1); err != nil {
+		return err
+	}
+	at, req, err := removal(c)
+	if err != nil {
+		return err
+	}
+	if c.Bool("dry-run") {
+		return at.use(c, toLook, func(svc control.Service) error { return explain(dryRun(c, svc, req), at) })
+	}
+	return at.use(c, toWrite, func(svc control.Service) error {
+		bar := newBar(c.App.ErrWriter)
+		result, err := svc.Remove(c.Context, req, bar.report)
+		bar.clear()
+		if err != nil || !c.Bool("json") {
+			return explain(err, at)
+		}
+		return printJSON(c.App.Writer, result)
+	})
+}
+
+// removal finds all paths, which must be of one tree: they are one operation.
+func removal(c *cli.Context) (place, control.RemoveRequest, error) {
+	var first place
+	req := control.RemoveRequest{Force: c.Bool("force")}
+	for i, path := range c.Args().Slice() {
+		at, err := locate(c.Context, path)
+		if err != nil {
+			return at, req, err
+		}
+		if i == 0 {
+			first = at
+		} else if at.tree != first.tree {
+			return at, req, fmt.Errorf("%s and %s are of different trees; delete them one after the other",
+				chain.Printable(first.given), chain.Printable(at.given))
+		}
+		req.Paths = append(req.Paths, at.path)
+	}
+	return first, req, nil
+}
+
+// plannedRemoval is what rm --dry-run --json prints.
+type plannedRemoval struct {
+	chain.Plan
+	Copies int64 `json:"copies"` // bytes at most
+	Frees  int64 `json:"frees"`  // bytes
+}
+
+func dryRun(c *cli.Context, svc control.Service, req control.RemoveRequest) error {
+	plan, err := svc.Plan(c.Context, req)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		err = printJSON(c.App.Writer, plannedRemoval{plan, plan.Copies(), plan.Frees()})
+	} else {
+		printPlan(c.App.Writer, &plan)
+	}
+	if err == nil && plan.Err() != nil {
+		err = errRefusedQuietly
+	}
+	return err
+}
+
+func printPlan(w io.Writer, plan *chain.Plan) {
+	fmt.Fprint(w, plan)
+	if plan.Err() == nil {
+		fmt.Fprintf(w, "copies at most %s, frees %s\n", chain.Size(plan.Copies()), chain.Size(plan.Frees()))
+	}
+}

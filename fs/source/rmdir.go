@@ -1,0 +1,54 @@
+package source
+
+import (
+	"context"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/chainfs/chainfs/chain"
+)
+
+// Rmdir removes an empty directory and makes that durable.
+func (t *Tree) Rmdir(p chain.Path) error {
+	dir, name, release, err := t.At(p)
+	if err != nil {
+		return pathError("remove directory", p, err)
+	}
+	defer release()
+	if err := retry(func() error { return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR) }); err != nil {
+		return pathError("remove directory", p, err)
+	}
+	return t.SyncDir(p.Dir())
+}
+
+// Directories are those of paths that are directories, and all directories
+// below them, in an order in which they can be removed.
+func (t *Tree) Directories(ctx context.Context, paths []chain.Path) ([]chain.Path, error) {
+	var dirs []chain.Path
+	for _, p := range paths {
+		if e, err := t.Stat(p); err != nil {
+			return nil, err
+		} else if e.Type == chain.Directory {
+			dirs = append(dirs, p)
+		}
+	}
+	named := len(dirs)
+	if named == 0 {
+		return nil, nil
+	}
+	err := t.Walk(ctx, chain.Walker{
+		Restart:    func() { dirs = dirs[:named] },
+		Unreadable: func(chain.Path, error) {}, // it will turn out not to be empty
+		Visit: func(e chain.Entry) error {
+			if e.Type == chain.Directory && slices.ContainsFunc(dirs[:named], e.Path.Within) {
+				dirs = append(dirs, e.Path)
+			}
+			return nil
+		},
+	})
+	slices.Sort(dirs)
+	dirs = slices.Compact(dirs)
+	slices.Reverse(dirs) // a name sorts before the names that it begins
+	return dirs, err
+}
