@@ -13,7 +13,7 @@ deps:
 
 # Everything, end to end included: that needs root, and mounts.
 test: deps build
-	$(GO) test -race ./chain/... ./cmd/... ./fs/... ./qemu/... ./store/... ./internal/...
+	$(GO) test -race ./chain/... ./cmd/... ./fs/... ./qemu/... ./store/...
 	@if [ -d e2e ]; then $(GO) test -count=1 -timeout 30m ./e2e/...; fi
 
 e2e: deps build
@@ -25,7 +25,7 @@ check:
 	$(GO) vet -tags failpoints ./...
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 -tags failpoints ./cmd/...
-	$(GO) test -count=1 ./internal/imports
+	$(GO) test -count=1 ./e2e/imports
 
 demo:
 	@.ci/deps qemu-utils fuse3

@@ -262,7 +262,6 @@ func (t *Tree) rebase(ctx context.Context, run *run, s Step) error {
 		return fmt.Errorf("rebase %s onto %s: %w", s.Path, orNothing(s.NewParent), err)
 	}
 	run.stepDone(s)
-	t.invalidate(s.Path)
 	return t.Changed(s.Path)
 }
 
@@ -388,7 +387,6 @@ func (t *Tree) drop(s Step) {
 		t.forget(im)
 	}
 	delete(t.graph.blind, s.Path)
-	t.invalidate(s.Path)
 }
 
 func (t *Tree) finish(run *run) error {

@@ -8,7 +8,7 @@ import (
 
 // The interfaces below are all that this package needs from the world. Each has
 // one implementation for production: Files in fs/source, Inspector, Rebaser and
-// a Watcher in qemu, Index and Journal in store, a Watcher and Invalidator in fs.
+// a Watcher in qemu, Index and Journal in store, another Watcher in fs.
 
 // FileType is the little that chains need to know of a file's type.
 type FileType uint8
@@ -132,12 +132,6 @@ type Use struct {
 // Watcher knows about users of images.
 type Watcher interface {
 	InUse(p Path) (Use, error)
-}
-
-// Invalidator drops what the kernel caches about files that were changed behind
-// its back. It returns at once.
-type Invalidator interface {
-	Invalidate(paths []Path)
 }
 
 // Index stores image records.

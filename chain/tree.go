@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Config is what a Tree is made of. All fields but Watchers, Invalidator and
-// Step must be set.
+// Config is what a Tree is made of. All fields but Watchers and Step
+// must be set.
 type Config struct {
 	Files     Files
 	Inspector Inspector
@@ -19,9 +19,6 @@ type Config struct {
 	Journal   Journal
 	Watchers  []Watcher
 	Log       *slog.Logger
-
-	// Invalidator is told which files were changed behind the kernel's back.
-	Invalidator Invalidator
 
 	// ReadOnly: nothing in the tree is ever changed, and no operation recovered.
 	ReadOnly bool
@@ -121,12 +118,8 @@ func load(ctx context.Context, cfg Config) (*Tree, error) {
 	return t, nil
 }
 
-// Attach adds a watcher and the invalidator of a mount. It must be called
-// before the mount serves.
-func (t *Tree) Attach(w Watcher, inv Invalidator) {
-	t.cfg.Watchers = append(t.cfg.Watchers, w)
-	t.cfg.Invalidator = inv
-}
+// Watch adds a watcher. It must be called before anything else is.
+func (t *Tree) Watch(w Watcher) { t.cfg.Watchers = append(t.cfg.Watchers, w) }
 
 // View calls f with the graph. f must not keep it, nor call the Tree.
 func (t *Tree) View(f func(*Graph)) {
@@ -252,12 +245,6 @@ func by(u Use) string {
 		return ""
 	}
 	return " by " + u.By
-}
-
-func (t *Tree) invalidate(paths ...Path) {
-	if t.cfg.Invalidator != nil && len(paths) > 0 {
-		t.cfg.Invalidator.Invalidate(paths)
-	}
 }
 
 // interrupted reports whether err is the caller's own wish.

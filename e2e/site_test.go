@@ -84,7 +84,22 @@ func (s *site) kill() {
 		syscall.Kill(pid, syscall.SIGKILL)
 		s.waitGone(pid)
 	}
+	abort(s.mnt)
 	for unix.Unmount(s.mnt, unix.MNT_DETACH) == nil {
+	}
+}
+
+// abort cuts a mount off from its daemon, so that nobody hangs in it.
+func abort(mnt string) {
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for _, line := range strings.Split(string(mounts), "\n") {
+		f := strings.Fields(line)
+		if len(f) < 5 || f[4] != mnt || !strings.Contains(line, " - fuse.chainfs ") {
+			continue
+		}
+		const control = "/sys/fs/fuse/connections"
+		unix.Mount("none", control, "fusectl", 0, "") // it may be mounted
+		os.WriteFile(control+"/"+strings.TrimPrefix(f[2], "0:")+"/abort", []byte("1"), 0)
 	}
 }
 

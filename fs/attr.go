@@ -36,6 +36,9 @@ func (n *node) Getattr(_ ctxt, f gofs.FileHandle, out *fuse.AttrOut) syscall.Err
 		return errnoOf(err)
 	}
 	n.mount.fillAttr(st, &out.Attr)
+	if cacheable(st) {
+		out.SetTimeout(cacheFor)
+	}
 	return 0
 }
 

@@ -135,7 +135,7 @@ func (n *node) Create(ctx ctxt, name string, flags, mode uint32, out *fuse.Entry
 		unix.Close(fd) // it is empty
 		return nil, nil, 0, errnoOf(err)
 	}
-	n.mount.fillAttr(st, &out.Attr)
+	n.mount.fillEntry(st, out)
 	inode := n.NewInode(ctx, &node{mount: n.mount}, n.mount.stable(st))
 	h := &handle{node: inode.Operations().(*node), fd: fd, key: keyOf(st), writes: writes(flags)}
 	h.dirty.Store(true)

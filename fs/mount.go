@@ -32,8 +32,13 @@ type Options struct {
 	MountOptions []string
 }
 
-// cacheFor is how long the kernel may answer for us. A change on the NAS is
-// seen through the mount at most this much later; changes of ours at once.
+// cacheFor is how long the kernel may answer for directories and symbolic links
+// by itself. For regular files it asks each time: an image may be replaced, or
+// deleted by a command, at any moment, and telling the kernel so is not safe. A
+// notification waits for the directory's lock in an uninterruptible sleep; when
+// the daemon is killed while it does, and the lock's holder waits for the
+// daemon's answer to an unlink, neither ever ends (Linux 6.18, seen in
+// TestE2EKilledAtEveryStep).
 const cacheFor = time.Second
 
 // maxWrite is the size of the largest read or write request, the most the
@@ -67,7 +72,7 @@ func Mount(opts Options) (*Server, error) {
 	m.rootDev = device(st)
 	m.root = &node{mount: m}
 	if !opts.ReadOnly {
-		m.tree.Attach(m, m)
+		m.tree.Watch(m)
 	}
 	unix.Umask(0)
 	server, err := gofs.Mount(opts.Mountpoint, m.root, m.fuseOptions(st))
@@ -78,11 +83,8 @@ func Mount(opts Options) (*Server, error) {
 }
 
 func (m *mount) fuseOptions(root *unix.Statx_t) *gofs.Options {
-	timeout := cacheFor
 	id := m.stable(root)
 	o := &gofs.Options{
-		EntryTimeout:    &timeout,
-		AttrTimeout:     &timeout,
 		NullPermissions: true,
 		RootStableAttr:  &id,
 	}
@@ -117,41 +119,6 @@ func (s *Server) Wait() { s.fuse.Wait() }
 // Unmount unmounts; it fails while the mount is in use.
 func (s *Server) Unmount() error { return s.fuse.Unmount() }
 
-// Invalidate drops what the kernel caches about files that were replaced or
-// deleted behind its back. It does so from its own goroutine: the caller may be
-// inside an unlink, whose directory the kernel keeps locked until the reply.
-func (m *mount) Invalidate(paths []chain.Path) {
-	go func() {
-		for _, p := range paths {
-			m.invalidate(p)
-		}
-	}()
-}
-
-func (m *mount) invalidate(p chain.Path) {
-	dir := m.root.EmbeddedInode()
-	for at := p.Dir(); at != ""; {
-		name, rest := cutFirst(at)
-		if dir = dir.GetChild(name); dir == nil {
-			return // the kernel does not know the directory, so nothing in it
-		}
-		at = rest
-	}
-	if child := dir.GetChild(p.Base()); child != nil {
-		child.NotifyContent(0, 0) // fails only when the kernel has forgotten it
-	}
-	dir.NotifyEntry(p.Base()) // likewise
-}
-
-func cutFirst(p chain.Path) (string, chain.Path) {
-	for i := range p {
-		if p[i] == '/' {
-			return string(p[:i]), p[i+1:]
-		}
-	}
-	return string(p), ""
-}
-
 // writers are the files that are open for writing through the mount.
 type writers struct {
 	mu   sync.Mutex
@@ -184,10 +151,7 @@ func (w *writers) has(k fileKey) bool {
 	return w.open[k] > 0
 }
 
-var (
-	_ chain.Watcher     = (*mount)(nil)
-	_ chain.Invalidator = (*mount)(nil)
-)
+var _ chain.Watcher = (*mount)(nil)
 
 // InUse knows who has a file open for writing through this mount.
 func (m *mount) InUse(p chain.Path) (chain.Use, error) {

@@ -181,12 +181,23 @@ func (m *mount) fillAttr(st *unix.Statx_t, out *fuse.Attr) {
 	out.Ctime, out.Ctimensec = uint64(st.Ctime.Sec), st.Ctime.Nsec
 }
 
+func (m *mount) fillEntry(st *unix.Statx_t, out *fuse.EntryOut) {
+	m.fillAttr(st, &out.Attr)
+	if cacheable(st) {
+		out.SetEntryTimeout(cacheFor)
+		out.SetAttrTimeout(cacheFor)
+	}
+}
+
+// cacheable reports whether the kernel may answer for the file by itself.
+func cacheable(st *unix.Statx_t) bool { return st.Mode&unix.S_IFMT != unix.S_IFREG }
+
 // enter makes the node for a file that was looked up or created.
 func (n *node) enter(ctx ctxt, p chain.Path, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
 	st, err := n.mount.statPath(p)
 	if err != nil {
 		return nil, errnoOf(err)
 	}
-	n.mount.fillAttr(st, &out.Attr)
+	n.mount.fillEntry(st, out)
 	return n.NewInode(ctx, &node{mount: n.mount}, n.mount.stable(st)), 0
 }

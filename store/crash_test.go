@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/chainfs/chainfs/chain"
-	"github.com/chainfs/chainfs/internal/cutfs"
+	"github.com/chainfs/chainfs/e2e/cutfs"
 )
 
 // TestMain lets tests run this binary again as the process that is killed.

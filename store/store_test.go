@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chainfs/chainfs/chain"
-	"github.com/chainfs/chainfs/internal/cutfs"
+	"github.com/chainfs/chainfs/e2e/cutfs"
 )
 
 var quiet = Options{TreeID: "00112233445566778899aabbccddeeff", Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}

@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/chainfs/chainfs/chain"
-	"github.com/chainfs/chainfs/internal/cutfs"
+	"github.com/chainfs/chainfs/e2e/cutfs"
 )
 
 func TestTreeKeepsItsID(t *testing.T) {
