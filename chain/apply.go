@@ -16,7 +16,7 @@ func (t *Tree) apply(f *finding) (Report, error) {
 	if t.edits != f.edits {
 		return Report{}, errOvertaken
 	}
-	report := Report{Read: len(f.readings), Unreadable: f.blind, Leftovers: f.leftovers}
+	report := Report{Read: len(f.readings), Unreadable: unreadable(f.blind), Leftovers: f.leftovers}
 	t.graph.blind = maps.Clone(f.blind)
 	gone := t.vanished(f)
 	if err := t.take(f.readings, gone, &report); err != nil {
@@ -35,6 +35,14 @@ func (t *Tree) apply(f *finding) (Report, error) {
 	}
 	report.Images = t.graph.Len()
 	return report, t.save()
+}
+
+func unreadable(blind map[Path]string) []Finding {
+	var all []Finding
+	for p, why := range blind {
+		all = append(all, Finding{p, "cannot be read (" + why + ")"})
+	}
+	return sortFindings(all)
 }
 
 // vanished are the images that the walk did not meet. One in a directory that

@@ -42,9 +42,7 @@ func Check(ctx context.Context, cfg Config) ([]Finding, error) {
 			findings = append(findings, Finding{im.Path, problem})
 		}
 	}
-	for p, why := range report.blind {
-		findings = append(findings, Finding{p, "cannot be read (" + why + ")"})
-	}
+	findings = append(findings, unreadable(report.blind)...)
 	for _, p := range report.leftovers {
 		findings = append(findings, Finding{p, "is a scratch file that no running operation owns"})
 	}

@@ -60,14 +60,19 @@ func (t *Tree) Rebase(ctx context.Context, target, parent Path, report func(Prog
 
 var errReadOnly = fmt.Errorf("the tree is open read-only: %w", fs.ErrPermission)
 
-// Plan surveys the tree and decides, without doing anything.
+// Plan surveys the tree and decides, without doing anything. Images that are in
+// use are refusals of the plan.
 func (t *Tree) Plan(ctx context.Context, decide func(*Graph) Plan) (Plan, error) {
 	if _, err := t.survey(ctx); err != nil {
 		return Plan{}, err
 	}
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return decide(t.graph), nil
+	plan := t.decide(func() Plan { return decide(t.graph) })
+	err := t.allIdle(plan)
+	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+		plan.Refusals, plan.Steps = refused.Refusals, nil
+		err = nil
+	}
+	return plan, err
 }
 
 // deletePlain handles the deletion of one file that is no image and that no
@@ -259,17 +264,10 @@ func (t *Tree) rebase(ctx context.Context, run *run, s Step) error {
 	t.cfg.Log.Info("rebasing", "op", run.op.ID, "image", s.Path, "onto", s.NewParent)
 	err = t.cfg.Rebaser.Rebase(ctx, job, func(done, total int64) { run.step(s.Path, done, total) })
 	if err != nil {
-		return fmt.Errorf("rebase %s onto %s: %w", s.Path, orNothing(s.NewParent), err)
+		return err // it says what was rebased onto what
 	}
 	run.stepDone(s)
 	return t.Changed(s.Path)
-}
-
-func orNothing(p Path) string {
-	if p == "" {
-		return "nothing"
-	}
-	return p.String()
 }
 
 func (t *Tree) job(op OpID, s Step) (RebaseJob, error) {
@@ -285,10 +283,20 @@ func (t *Tree) job(op OpID, s Step) (RebaseJob, error) {
 		Scratch: s.Path.Dir().Join(ScratchName(op, s.Path.Base())), Bytes: s.Bytes,
 	}
 	line, _ := t.graph.Below(im)
-	for _, below := range line {
-		job.Layers = append(job.Layers, Layer{Path: below.Path, Format: below.Format(), Backing: below.Header.Backing})
+	job.Layers = layers(line)
+	if to := t.graph.At(s.NewParent); to != nil {
+		line, _ = t.graph.Below(to)
+		job.NewLayers = layers(append([]*Image{to}, line...))
 	}
 	return job, nil
+}
+
+func layers(line []*Image) []Layer {
+	var ls []Layer
+	for _, im := range line {
+		ls = append(ls, Layer{Path: im.Path, Format: im.Format(), Backing: im.Header.Backing})
+	}
+	return ls
 }
 
 // commit makes the deletion final.

@@ -155,8 +155,12 @@ func (t *Tree) List(ctx context.Context, p Path) ([]Info, error) {
 		return nil, err
 	}
 	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return t.graph.Listing(p), nil
+	infos := t.graph.Listing(p)
+	t.mu.RUnlock()
+	for i := range infos {
+		infos[i] = t.withUse(infos[i])
+	}
+	return infos, nil
 }
 
 // Files expands directories to the files in them that a deletion of the

@@ -100,7 +100,10 @@ type RebaseJob struct {
 	Identity Identity // the child as it was when it was planned
 	// Layers are the images below the child as it is now, its parent first.
 	Layers []Layer
-	// NewParent is the layer it will stand on; empty makes it a full.
+	// NewLayers are the images below it afterwards, its new parent first. In a
+	// deletion they are the last of Layers.
+	NewLayers []Layer
+	// NewParent is the image it will stand on; empty makes it a full.
 	NewParent Path
 	NewName   Path // the backing name to be written, empty for a full
 	NewFormat Format

@@ -16,14 +16,24 @@ import (
 
 // Report is what a survey found.
 type Report struct {
-	Images     int             `json:"images"`
-	Read       int             `json:"read"` // headers read: of files that are new or changed
-	Added      int             `json:"added"`
-	Changed    int             `json:"changed"`
-	Moved      int             `json:"moved"`
-	Removed    int             `json:"removed"`
-	Unreadable map[Path]string `json:"unreadable,omitempty"`
-	Leftovers  []Path          `json:"leftovers,omitempty"` // scratch files
+	Images     int       `json:"images"`
+	Read       int       `json:"read"` // headers read: of files that are new or changed
+	Added      int       `json:"added"`
+	Changed    int       `json:"changed"`
+	Moved      int       `json:"moved"`
+	Removed    int       `json:"removed"`
+	Unreadable []Finding `json:"unreadable,omitempty"`
+	Leftovers  []Path    `json:"leftovers,omitempty"` // scratch files
+}
+
+// Plus is what two surveys, one after the other, found together.
+func (r Report) Plus(later Report) Report {
+	later.Read += r.Read
+	later.Added += r.Added
+	later.Changed += r.Changed
+	later.Moved += r.Moved
+	later.Removed += r.Removed
+	return later
 }
 
 // A file's times may not move when it is written twice within one tick of its

@@ -53,6 +53,7 @@ type Tree struct {
 	plain map[Mark]uint32    // files known to be no images, and the round they were last met in
 
 	lastWalk walkTime
+	opening  Report // of the survey by Open
 
 	running runningOps
 }
@@ -77,7 +78,7 @@ func Open(ctx context.Context, cfg Config) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := t.Scan(ctx); err != nil {
+	if t.opening, err = t.Scan(ctx); err != nil {
 		return nil, err
 	}
 	if !cfg.ReadOnly {
@@ -117,6 +118,10 @@ func load(ctx context.Context, cfg Config) (*Tree, error) {
 	}
 	return t, nil
 }
+
+// Opening is what the survey at the opening found: all that had changed since
+// the index was last written.
+func (t *Tree) Opening() Report { return t.opening }
 
 // Watch adds a watcher. It must be called before anything else is.
 func (t *Tree) Watch(w Watcher) { t.cfg.Watchers = append(t.cfg.Watchers, w) }

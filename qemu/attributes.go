@@ -30,7 +30,7 @@ func (w *rebase) copyAttributes(context.Context) error {
 	if err := unix.Fchmod(fd, st.Mode&0o7777); err != nil {
 		return fmt.Errorf("set the mode of %s: %w", w.job.Scratch, err)
 	}
-	times := []unix.Timespec{st.Atim, st.Mtim}
+	times := []unix.Timespec{w.atime, st.Mtim}
 	if err := unix.UtimesNanoAt(int(w.dir.Fd()), w.job.Scratch.Base(), times, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("set the times of %s: %w", w.job.Scratch, err)
 	}

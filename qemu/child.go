@@ -31,6 +31,7 @@ func (w *rebase) openChild(context.Context) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return fmt.Errorf("%s is not a regular file: %w", w.job.Child, chain.ErrChanged)
 	}
+	w.atime = st.Atim
 	if w.header, err = (Inspector{}).Inspect(w.child, st.Size); err != nil {
 		return fmt.Errorf("read the header of %s: %w", w.job.Child, err)
 	}

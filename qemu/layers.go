@@ -13,15 +13,27 @@ import (
 const maxLayers = 256
 
 // checkLayers proves that qemu-img will read exactly the layers of the job, in
-// the formats of the job, and keeps every qemu from writing to them meanwhile.
-// qemu-img opens whatever the headers name, so it is the headers that are
-// checked, one after the other, from the child down.
+// the formats of the job, below the child and below its new name, and keeps
+// every qemu from writing to them meanwhile.
 func (w *rebase) checkLayers(context.Context) error {
-	if len(w.job.Layers) > maxLayers {
-		return chain.Refuse(w.job.Child, "%s has more than %d images below it", w.job.Child, maxLayers)
+	j := &w.job
+	if len(j.Layers) > maxLayers || len(j.NewLayers) > maxLayers {
+		return chain.Refuse(j.Child, "%s has more than %d images below it", j.Child, maxLayers)
 	}
-	above, header := w.job.Child, w.header
-	for _, layer := range w.job.Layers {
+	if err := w.checkLine(w.header, j.Layers); err != nil {
+		return err
+	}
+	if (j.NewName == "") != (len(j.NewLayers) == 0) || len(j.NewLayers) > 0 && j.NewLayers[0].Path != j.NewParent {
+		return fmt.Errorf("the job's new layers are not those of its new parent %s", j.NewParent)
+	}
+	return w.checkLine(chain.Header{Backing: j.NewName, BackingFormat: j.NewFormat}, j.NewLayers)
+}
+
+// checkLine follows the names from the child's header down. qemu-img opens
+// whatever the headers name, so it is the headers that are checked.
+func (w *rebase) checkLine(header chain.Header, line []chain.Layer) error {
+	above := w.job.Child
+	for _, layer := range line {
 		if header.Backing == "" {
 			return fmt.Errorf("%s names no parent, the plan has %s: %w", above, layer.Path, chain.ErrChanged)
 		}
@@ -40,12 +52,20 @@ func (w *rebase) checkLayers(context.Context) error {
 	if header.Backing != "" {
 		return fmt.Errorf("%s names a parent that the plan does not have: %w", above, chain.ErrChanged)
 	}
-	return w.checkTarget()
+	return nil
 }
 
 // openLayer locks a layer and reads its header. A raw file has none, whatever
 // its first bytes look like.
 func (w *rebase) openLayer(layer chain.Layer) (h chain.Header, err error) {
+	if h, is := w.read[layer.Path]; is {
+		return h, nil // it is below both the old and the new parent
+	}
+	defer func() {
+		if err == nil {
+			w.read[layer.Path] = h
+		}
+	}()
 	f, err := w.files.Open(layer.Path)
 	if err != nil {
 		return h, fmt.Errorf("open %s: %w", layer.Path, err)
@@ -81,28 +101,6 @@ func (w *rebase) openLayer(layer chain.Layer) (h chain.Header, err error) {
 		return h, fmt.Errorf("%s names %s, the plan has %s: %w", layer.Path, h.Backing, layer.Backing, chain.ErrChanged)
 	}
 	return h, nil
-}
-
-// checkTarget: the new backing name leads to the new parent, which is one of the
-// layers and so was checked and locked.
-func (w *rebase) checkTarget() error {
-	j := &w.job
-	if j.NewName == "" {
-		if j.NewParent != "" {
-			return fmt.Errorf("no name for the new parent %s", j.NewParent)
-		}
-		return nil
-	}
-	for _, layer := range j.Layers {
-		if layer.Path != j.NewParent {
-			continue
-		}
-		if layer.Format != j.NewFormat {
-			return fmt.Errorf("the new parent %s is %s, the plan has %s", j.NewParent, layer.Format, j.NewFormat)
-		}
-		return w.checkName(j.Child, j.NewName, j.NewParent)
-	}
-	return fmt.Errorf("the new parent %s is not below the child", j.NewParent)
 }
 
 // checkName: name, in a file in the directory of from, leads to want. An absolute

@@ -20,8 +20,10 @@ type rebase struct {
 	dir     *os.File // the child's directory
 	child   *os.File // the child as it was, locked from lockChild on
 	header  chain.Header
-	sizes   *qcow2.Header // the same header's numbers
-	layers  []*os.File    // the layers below it, locked
+	atime   unix.Timespec               // when the child was last read by others than us
+	sizes   *qcow2.Header               // the same header's numbers
+	layers  []*os.File                  // the layers below it, old and new, locked
+	read    map[chain.Path]chain.Header // their headers
 	mounts  mounts
 	scratch *os.File // open since before the first write to it; see syncScratch
 }

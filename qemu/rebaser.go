@@ -75,7 +75,7 @@ func (r *Rebaser) Rebase(ctx context.Context, job chain.RebaseJob, progress func
 	if progress == nil {
 		progress = func(int64, int64) {}
 	}
-	w := &rebase{Rebaser: r, job: job, progress: progress}
+	w := &rebase{Rebaser: r, job: job, progress: progress, read: map[chain.Path]chain.Header{}}
 	defer w.close()
 	if err := w.run(ctx); err != nil {
 		return fmt.Errorf("rebase %s onto %s: %w", job.Child, target(job), err)

@@ -61,6 +61,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	d.session.daemon = true
 	if err := d.session.openChains(ctx); err != nil {
 		return err
 	}

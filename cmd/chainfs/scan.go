@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -43,13 +42,8 @@ func runScan(c *cli.Context) error {
 func printReport(w io.Writer, r chain.Report) {
 	fmt.Fprintf(w, "%s; %s read: %d added, %d changed, %d moved, %d removed\n",
 		count(r.Images, "image"), count(r.Read, "file"), r.Added, r.Changed, r.Moved, r.Removed)
-	var blind []chain.Path
-	for p := range r.Unreadable {
-		blind = append(blind, p)
-	}
-	slices.Sort(blind)
-	for _, p := range blind {
-		fmt.Fprintf(w, "%s cannot be read (%s): until it can, nothing that it may depend on is deleted\n", p, chain.Printable(r.Unreadable[p]))
+	for _, f := range r.Unreadable {
+		fmt.Fprintf(w, "%s: until it can be, nothing that it may depend on is deleted\n", f)
 	}
 	for _, p := range r.Leftovers {
 		fmt.Fprintf(w, "%s is a scratch file\n", p)

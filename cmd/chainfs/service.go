@@ -160,8 +160,15 @@ func (s *session) Rebase(ctx context.Context, req control.RebaseRequest, report 
 	return control.Result{Copied: plan.Copies()}, err
 }
 
-// Scan walks the tree.
-func (s *session) Scan(ctx context.Context) (chain.Report, error) { return s.tree.Scan(ctx) }
+// Scan walks the tree. Without a daemon the tree was walked when it was opened,
+// for this command, and what that found belongs to it.
+func (s *session) Scan(ctx context.Context) (chain.Report, error) {
+	report, err := s.tree.Scan(ctx)
+	if !s.daemon {
+		report = s.tree.Opening().Plus(report)
+	}
+	return report, err
+}
 
 // Operations lists running and past operations.
 func (s *session) Operations(context.Context) (control.Operations, error) {

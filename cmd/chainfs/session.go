@@ -21,6 +21,7 @@ type session struct {
 	store  *store.Store
 	tree   *chain.Tree // nil until openChains, and for what needs no graph
 	config chain.Config
+	daemon bool // it serves a mount, not one command
 	life   context.Context
 	stop   context.CancelFunc // ends life, and with it running rebases; they are undone
 	notes  []string           // what a user should know about how it was opened
