@@ -184,20 +184,27 @@ func TestRebaseKeepsAttributes(t *testing.T) {
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, name, times, 0); err != nil {
 		t.Fatal(err)
 	}
-	// Reading an image may move its access time; what counts is the last one.
+	// qemu-img reads the child on the way, and that is not to be seen.
 	var before, after unix.Stat_t
-	opts := Options{Step: func(l string) {
-		if l == "REBASE:VERIFIED" {
-			_ = unix.Stat(name, &before)
-		}
-	}}
-	if err := NewRebaser(tr, opts).Rebase(t.Context(), tr.job(), nil); err != nil {
+	if err := unix.Stat(name, &before); err != nil {
+		t.Fatal(err)
+	}
+	job := tr.job() // reads the header, as a test must
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, name, times, 0); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := tr.Stat("2/b"); err != nil {
+		t.Fatal(err)
+	} else {
+		job.Identity = e.Identity
+	}
+	if err := NewRebaser(tr, Options{}).Rebase(t.Context(), job, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Stat(name, &after); err != nil {
 		t.Fatal(err)
 	}
-	if after.Mode != before.Mode || after.Uid != 1001 || after.Gid != 1002 || after.Mtim != times[1] || after.Atim != before.Atim {
+	if after.Mode != before.Mode || after.Uid != 1001 || after.Gid != 1002 || after.Mtim != times[1] || after.Atim != times[0] {
 		t.Errorf("got %+v, had %+v", after, before)
 	}
 	f, err := os.Open(name)

@@ -80,7 +80,7 @@ func TestRebaseOntoNothing(t *testing.T) {
 	tr.chain()
 	before := tr.guest("2/b")
 	job := tr.job()
-	job.NewParent, job.NewName, job.NewFormat = "", "", ""
+	job.NewParent, job.NewName, job.NewFormat, job.NewLayers = "", "", "", nil
 	if err := NewRebaser(tr, Options{}).Rebase(t.Context(), job, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -97,6 +97,30 @@ func TestRebaseOntoNothing(t *testing.T) {
 
 // Formats and sizes that differ along the chain: a raw base that is shorter than
 // its child, other cluster sizes, version 2, compressed clusters.
+// A parent that is not below the child: what only the old line had is copied,
+// and what only the new one has is hidden.
+func TestRebaseOntoSibling(t *testing.T) {
+	needQemu(t)
+	tr := newTree(t)
+	tr.chain()
+	tr.create("1/c", "../0/full")
+	tr.write("1/c", "0x77", "1M")
+	tr.write("1/c", "0x78", "20M")
+	before := tr.guest("2/b")
+	job := tr.job()
+	job.NewParent, job.NewName = "1/c", "../1/c"
+	job.NewLayers = []chain.Layer{{Path: "1/c", Format: chain.QCOW2, Backing: "../0/full"}, job.Layers[1]}
+	if err := NewRebaser(tr, Options{}).Rebase(t.Context(), job, nil); err != nil {
+		t.Fatal(err)
+	}
+	if h := tr.header("2/b"); h.Backing != "../1/c" {
+		t.Errorf("the backing name is %s", h.Backing)
+	}
+	if tr.guest("2/b") != before {
+		t.Error("the child reads differently")
+	}
+}
+
 func TestRebaseOfMixedChain(t *testing.T) {
 	needQemu(t)
 	tr := newTree(t)
@@ -117,6 +141,7 @@ func TestRebaseOfMixedChain(t *testing.T) {
 	job := tr.jobFor("2/b")
 	job.Layers = []chain.Layer{{Path: "a", Format: chain.QCOW2, Backing: "base.raw"}, {Path: "base.raw", Format: chain.Raw}}
 	job.NewParent, job.NewName, job.NewFormat = "base.raw", "../base.raw", chain.Raw
+	job.NewLayers = job.Layers[1:]
 	if err := NewRebaser(tr, Options{}).Rebase(t.Context(), job, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -209,6 +234,7 @@ func TestRebaseRefuses(t *testing.T) {
 		}},
 		{name: "plan is short", want: chain.ErrChanged, spoil: func(_ *tree, job *chain.RebaseJob) {
 			job.Layers, job.NewName, job.NewParent = job.Layers[:1], "../1/./a", "1/a"
+			job.NewLayers = job.Layers
 		}},
 		{name: "format not named", text: "1/a names its parent without a format", spoil: func(tr *tree, _ *chain.RebaseJob) {
 			b, err := os.ReadFile(tr.host("1/a"))

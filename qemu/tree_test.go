@@ -161,6 +161,7 @@ func (tr *tree) job() chain.RebaseJob {
 		{Path: "0/full", Format: chain.QCOW2},
 	}
 	job.NewParent, job.NewName, job.NewFormat = "0/full", "../0/full", chain.QCOW2
+	job.NewLayers = job.Layers[1:]
 	return job
 }
 
