@@ -2,7 +2,7 @@
 
 GO ?= go
 
-.PHONY: build test e2e check demo clean deps
+.PHONY: build test e2e check bench demo clean deps
 
 build:
 	$(GO) build -o bin/chainfs ./cmd/chainfs
@@ -34,3 +34,7 @@ demo:
 
 clean:
 	rm -rf bin
+
+# Ratios and figures, each measured side by side in this one run. Takes minutes.
+bench: deps build
+	$(GO) test -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x ./e2e

@@ -49,8 +49,8 @@ func unreadable(blind map[Path]string) []Finding {
 // could not be read has not vanished.
 func (t *Tree) vanished(f *finding) []*Image {
 	var gone []*Image
-	for id, im := range t.graph.byID {
-		if t.seen[id] != t.round && !unseeable(im.Path, f.blind) {
+	for _, im := range t.graph.byID {
+		if im.seen != t.round && !unseeable(im.Path, f.blind) {
 			gone = append(gone, im)
 		}
 	}
@@ -115,8 +115,8 @@ func (t *Tree) takeOne(r reading, lost map[uint64]*Image, report *Report) error 
 		im.ID, im.FirstSeen = id, r.at
 		report.Added++
 	}
+	im.seen = t.round
 	t.graph.put(im)
-	t.seen[im.ID] = t.round
 	t.unsaved.put[im.ID] = true
 	delete(t.unsaved.remove, im.ID)
 	return nil
@@ -148,11 +148,6 @@ func (t *Tree) dropMarks() {
 	for m, round := range t.plain {
 		if round != t.round {
 			delete(t.plain, m)
-		}
-	}
-	for id := range t.seen {
-		if t.graph.ByID(id) == nil {
-			delete(t.seen, id)
 		}
 	}
 }

@@ -121,6 +121,8 @@ type Image struct {
 	ID        ImageID
 	Path      Path
 	Kind      Kind
+	External  bool   // see Target
+	seen      uint32 // the round in which a survey last met it; guarded as Tree.round
 	Identity  Identity
 	Allocated int64 // bytes on disk, as st_blocks counts them
 	Header    Header
@@ -128,8 +130,7 @@ type Image struct {
 	// Target is the file in the tree that Header.Backing resolves to, whether
 	// or not it exists. External is set when the backing name leads out of the
 	// tree; Target is then empty.
-	Target   Path
-	External bool
+	Target Path
 
 	// Needs are further paths in the tree that must stay for this image to be
 	// readable and that chainfs cannot re-point: what Header.Others resolve to,

@@ -161,7 +161,7 @@ func (t *Tree) known(e Entry) bool {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if im := t.graph.At(e.Path); im != nil {
-		t.seen[im.ID] = t.round
+		im.seen = t.round
 		return im.trusted(e) && t.graph.blind[e.Path] == ""
 	}
 	m := markOf(e)

@@ -49,8 +49,7 @@ type Tree struct {
 	// The next group is written with mu held, or by the one survey that holds
 	// surveys and reads mu.
 	round uint32
-	seen  map[ImageID]uint32 // the round in which a walk last met the image
-	plain map[Mark]uint32    // files known to be no images, and the round they were last met in
+	plain map[Mark]uint32 // files known to be no images, and the round they were last met in
 
 	lastWalk walkTime
 	opening  Report // of the survey by Open
@@ -99,7 +98,6 @@ func load(ctx context.Context, cfg Config) (*Tree, error) {
 		surveys: newGate(),
 		graph:   NewGraph(),
 		unsaved: unsaved{map[ImageID]bool{}, map[ImageID]bool{}},
-		seen:    map[ImageID]uint32{},
 		plain:   map[Mark]uint32{},
 	}
 	err := cfg.Index.Images(ctx, func(im Image) error {
