@@ -636,9 +636,9 @@ func (g *game) armed() {
 	g.log("armed: %s", g.fail)
 	g.mount()
 	switch middles := g.middles(); {
-	case len(middles) == 0, g.one(6):
+	case len(middles) == 0, g.one(3):
 		g.command()
-	case g.one(4):
+	case g.one(5):
 		g.rebase()
 	default:
 		g.rm(pick(g, middles))
