@@ -9,7 +9,8 @@ set -euo pipefail
 PATH=$(dirname "$(realpath "$1")"):$PATH
 work=$(mktemp -d)
 nas=$work/nas mnt=$work/mnt
-export CHAINFS_STORE=$work/store TZ=UTC
+# What is shown is the same on every machine; the README has it.
+export CHAINFS_STORE=$work/store TZ=UTC LC_ALL=C
 
 cleanup() {
 	cd /
