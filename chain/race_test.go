@@ -112,7 +112,3 @@ func TestConcurrent(t *testing.T) {
 	os.Remove(w.path("q1"))
 	w.checkClean()
 }
-
-type counter struct{ n int }
-
-func (c *counter) InUse(chain.Path) (chain.Use, error) { c.n++; return chain.Use{}, nil }

@@ -77,18 +77,6 @@ func TestOverwriteParentOfUnseenChild(t *testing.T) {
 	}
 }
 
-func unlinkWhileRead(t *testing.T, m *mounted, dir string) {
-	qemu := exec.Command("qemu-io", "-r", "-f", "qcow2", dir+"/vm/T1/r")
-	in, err := qemu.StdinPipe()
-	must(t, err)
-	must(t, qemu.Start())
-	defer func() { in.Close(); qemu.Wait() }()
-	time.Sleep(time.Second)
-	if err := unix.Unlink(m.dir + "/vm/T1/r"); err == nil {
-		t.Error("an image that qemu has open through the mount was deleted; the table of design section 4 says EBUSY")
-	}
-}
-
 // What the kernel knows of a file that was replaced behind it must not be mixed
 // with the new file.
 func TestStatAfterRebase(t *testing.T) {

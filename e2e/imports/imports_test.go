@@ -28,7 +28,6 @@ var rules = []struct {
 	{"cmd/chainfs/control", []string{"golang.org/x/sys/", module + "chain"}},
 	{"cmd/chainfs", []string{"golang.org/x/sys/", "github.com/urfave/cli/v2", module}},
 	{"e2e", []string{"golang.org/x/sys/", module}},
-	{"internal", []string{"golang.org/x/sys/"}},
 }
 
 type pkg struct {
