@@ -5,20 +5,20 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"slices"
+	"time"
 )
 
-// apply makes graph and index equal to what a walk found. It fails with
-// errOvertaken when the graph was changed since the walk began: a file that was
-// renamed meanwhile may have been missed, and its parent would look childless.
+// apply makes graph and index equal to what a walk found. What the mount itself
+// did to images meanwhile is newer: such images count as seen, and a reading
+// that is older than what the graph has is dropped.
 func (t *Tree) apply(f *finding) (Report, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.edits != f.edits {
-		return Report{}, errOvertaken
-	}
-	report := Report{Read: len(f.readings), Unreadable: unreadable(f.blind), Leftovers: f.leftovers}
+	report := Report{Read: len(f.readings), Leftovers: f.leftovers}
 	t.graph.blind = maps.Clone(f.blind)
-	gone := t.vanished(f)
+	gone := t.vanished()
+	report.Unreadable = unreadable(t.graph.blind)
 	if err := t.take(f.readings, gone, &report); err != nil {
 		return report, err
 	}
@@ -29,7 +29,7 @@ func (t *Tree) apply(f *finding) (Report, error) {
 		}
 	}
 	t.dropMarks()
-	if len(f.readings)+len(gone) > 0 {
+	if report.Added+report.Changed+report.Moved+report.Removed > 0 {
 		t.dropBases()
 		t.settle(t.graph.All())
 	}
@@ -47,14 +47,35 @@ func unreadable(blind map[Path]string) []Finding {
 
 // vanished are the images that the walk did not meet. One in a directory that
 // could not be read has not vanished.
-func (t *Tree) vanished(f *finding) []*Image {
+func (t *Tree) vanished() []*Image {
 	var gone []*Image
 	for _, im := range t.graph.byID {
-		if im.seen != t.round && !unseeable(im.Path, f.blind) {
+		switch {
+		case im.seen == t.round || unseeable(im.Path, t.graph.blind):
+		case im.Nested && t.unmounted(im.Path):
+		default:
 			gone = append(gone, im)
 		}
 	}
 	return gone
+}
+
+// unmounted reports whether the file system that held p is gone from under it:
+// what is there now is the root's own. The directory is blind then. Removing
+// the directory says that the file system is not coming back.
+func (t *Tree) unmounted(p Path) bool {
+	for dir := p.Dir(); dir != ""; dir = dir.Dir() {
+		e, err := t.cfg.Files.Stat(dir)
+		if isGone(err) {
+			continue
+		}
+		if err == nil && e.Device != t.rootDevice {
+			return false
+		}
+		t.graph.blind[dir] = "the file system that was mounted there or below is gone"
+		return true
+	}
+	return false
 }
 
 func unseeable(p Path, blind map[Path]string) bool {
@@ -75,10 +96,12 @@ func (t *Tree) take(readings []reading, gone []*Image, report *Report) error {
 	for _, im := range gone {
 		lost[im.Identity.Inode] = im
 	}
+	// A reading may have been taken before the file was read again, moved or
+	// deleted through the mount.
 	// A raw base is only recognised by its children: images come first.
 	for _, images := range []bool{true, false} {
 		for _, r := range readings {
-			if r.header.IsImage() != images {
+			if r.header.IsImage() != images || t.outdated(r) {
 				continue
 			}
 			if err := t.takeOne(r, lost, report); err != nil {
@@ -87,6 +110,16 @@ func (t *Tree) take(readings []reading, gone []*Image, report *Report) error {
 		}
 	}
 	return nil
+}
+
+// outdated reports whether the graph knows better than r.
+func (t *Tree) outdated(r reading) bool {
+	old := t.graph.At(r.entry.Path)
+	if old != nil && old.Indexed.After(r.at) {
+		return true
+	}
+	e, err := t.cfg.Files.Stat(r.entry.Path)
+	return errors.Is(err, fs.ErrNotExist) || err == nil && e.Identity.Inode != r.entry.Identity.Inode
 }
 
 func (t *Tree) takeOne(r reading, lost map[uint64]*Image, report *Report) error {
@@ -100,12 +133,17 @@ func (t *Tree) takeOne(r reading, lost map[uint64]*Image, report *Report) error 
 		return nil
 	}
 	im := r.image()
+	if old != nil && old.says(im) {
+		t.refresh(old, im.Indexed)
+		return nil
+	}
 	switch was := lost[r.entry.Identity.Inode]; {
 	case old != nil:
 		im.ID, im.FirstSeen = old.ID, old.FirstSeen
 		report.Changed++
 	case was != nil && was.Identity.SameContent(r.entry.Identity):
 		im.ID, im.FirstSeen = was.ID, was.FirstSeen
+		delete(lost, r.entry.Identity.Inode) // a second name of the file is a new image
 		report.Moved++
 	default:
 		id, err := t.cfg.Index.NewImageID()
@@ -122,9 +160,31 @@ func (t *Tree) takeOne(r reading, lost map[uint64]*Image, report *Report) error 
 	return nil
 }
 
+// says reports whether nothing but the time of reading differs between two
+// readings of one file.
+func (im *Image) says(o *Image) bool {
+	h, g := &im.Header, &o.Header
+	return im.Kind == o.Kind && im.Identity == o.Identity && im.Allocated == o.Allocated &&
+		im.Target == o.Target && im.External == o.External && im.Nested == o.Nested && slices.Equal(im.Needs, o.Needs) &&
+		h.Format == g.Format && h.VirtualSize == g.VirtualSize && h.Backing == g.Backing && h.BackingFormat == g.BackingFormat &&
+		h.ParentUnknown == g.ParentUnknown && slices.Equal(h.Others, g.Others) && h.Trouble == g.Trouble && h.Pinned == g.Pinned
+}
+
+// refresh notes that an image was read again. The index is told when that makes
+// the image trusted, so that the next start need not read it.
+func (t *Tree) refresh(im *Image, at time.Time) {
+	e := Entry{Path: im.Path, Identity: im.Identity}
+	was := im.trusted(e)
+	im.Indexed, im.seen = at, t.round
+	if !was && im.trusted(e) {
+		t.unsaved.put[im.ID] = true
+	}
+}
+
 func (r *reading) image() *Image {
 	im := &Image{
 		Path: r.entry.Path, Kind: Incremental, Identity: r.entry.Identity, Allocated: r.entry.Allocated,
+		Nested: r.nested,
 		Header: r.header, Target: r.target, External: r.external, Needs: r.needs, Indexed: r.at,
 	}
 	switch {
@@ -167,17 +227,19 @@ func (t *Tree) Changed(p Path) error {
 	if t.isKnown(p) {
 		return nil
 	}
-	f := &finding{blind: map[Path]string{}}
+	f := &finding{blind: map[Path]string{}, toRead: map[Path]bool{p: true}}
 	r, err := t.readRegular(p)
 	if err == nil {
 		f.readings = append(f.readings, r)
-		err = t.readBase(f, r.target, map[Path]bool{p: true})
+		t.readBase(f, r.target)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		t.edited()
+		if _, err := t.readRegular(p); err == nil {
+			return nil // it came back meanwhile, and the next look finds it
+		}
 		if im := t.graph.At(p); im != nil {
 			t.forget(im)
 		}
@@ -189,7 +251,6 @@ func (t *Tree) Changed(p Path) error {
 	case t.uninteresting(f):
 		return nil
 	}
-	t.edited()
 	delete(t.graph.blind, p)
 	return t.update(f)
 }
@@ -218,9 +279,6 @@ func (t *Tree) readRegular(p Path) (reading, error) {
 	}
 	return t.read(p)
 }
-
-// edited makes a survey that is under way start over. The caller holds mu.
-func (t *Tree) edited() { t.edits++ }
 
 // uninteresting reports whether only a file was read that is no image, and was none.
 func (t *Tree) uninteresting(f *finding) bool {

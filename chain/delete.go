@@ -11,6 +11,10 @@ import (
 // DeleteOptions change what PlanDelete may do.
 type DeleteOptions struct {
 	Force bool // delete every descendant of the paths as well
+
+	// Inode is the file that the caller means by its one path; 0 for whatever
+	// is there. A directory may be renamed while the tree is surveyed.
+	Inode uint64
 }
 
 // PlanDelete decides what deleting paths takes. It is the table of
@@ -114,6 +118,11 @@ func (d *deletion) plainObjection(p Path, refused map[Path]string) string {
 	if reason := d.needed(p); reason != "" {
 		return reason
 	}
+	for _, child := range d.g.Children(p) {
+		if !d.going[child] { // it is an image then, but could not be read as one
+			return fmt.Sprintf("%s cannot be deleted because %s names it as its parent; delete that image first", p, child.Path)
+		}
+	}
 	if reason := refused[p.Dir()]; reason != "" && isSidecar(p) {
 		return beside(p, reason)
 	}
@@ -161,8 +170,9 @@ func (d *deletion) needed(p Path) string {
 	return ""
 }
 
-// blindness refuses every deletion of an image while a file or directory cannot
-// be read: it may name the image. Deleting what could not be read itself is not
+// blindness refuses every deletion of an image, and of a file that could be the
+// raw base of one, while a file or directory cannot be read: that may name it.
+// Deleting what could not be read itself is not
 // refused for its own sake.
 func (g *Graph) blindness(p Path) string {
 	var first Path

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The labels of an operation's steps, in order. The rebaser has more between
@@ -37,13 +39,28 @@ func (t *Tree) Delete(ctx context.Context, paths []Path, opt DeleteOptions, repo
 	if t.cfg.ReadOnly {
 		return errReadOnly
 	}
-	plain, err := t.deletePlain(ctx, paths, opt)
-	if plain || err != nil {
+	if plain, err := t.deletePlain(paths, opt); plain || err != nil {
 		return err
 	}
-	return t.withPlan(ctx, func() Plan { return t.graph.PlanDelete(paths, opt) }, func(plan Plan) error {
-		return t.execute(ctx, plan, func() Plan { return t.graph.PlanDelete(paths, opt) }, report)
+	decide := func() Plan { return t.graph.PlanDelete(paths, opt) }
+	return t.withPlan(ctx, decide, func(plan Plan) error {
+		if err := t.meant(plan, opt); err != nil {
+			return err
+		}
+		return t.execute(ctx, plan, decide, report)
 	})
+}
+
+// meant checks that the survey found the file that the caller saw.
+func (t *Tree) meant(plan Plan, opt DeleteOptions) error {
+	if opt.Inode == 0 {
+		return nil
+	}
+	e, err := t.cfg.Files.Stat(plan.Paths[0])
+	if err == nil && !opt.means(e) {
+		err = fmt.Errorf("%s: %w", plan.Paths[0], ErrChanged)
+	}
+	return err
 }
 
 // Rebase puts target onto parent, another image of its chain; an empty parent
@@ -75,25 +92,26 @@ func (t *Tree) Plan(ctx context.Context, decide func(*Graph) Plan) (Plan, error)
 	return plan, err
 }
 
-// deletePlain handles the deletion of one file that is no image and that no
-// image needs, without journal and, mostly, without a walk: only a raw file
-// that got its first child behind the mount within the last moments could be
-// mistaken for one. It reports whether it was such a file.
-func (t *Tree) deletePlain(ctx context.Context, paths []Path, opt DeleteOptions) (bool, error) {
+// deletePlain handles the deletion of one file that is no image, that no image
+// needs and that cannot be the base of one, without journal and, as long as the
+// last survey is recent, without another. It reports whether it was such a file.
+func (t *Tree) deletePlain(paths []Path, opt DeleteOptions) (bool, error) {
 	if len(paths) != 1 || !t.lastWalk.recent() {
 		return false, nil
 	}
-	if err := t.Changed(paths[0]); err != nil {
+	e, err := t.cfg.Files.Stat(paths[0])
+	if err != nil || couldBeBase(e) || !opt.means(e) || t.Changed(paths[0]) != nil {
 		return false, nil // the survey will say what is wrong
 	}
-	t.mu.RLock()
-	plan := t.graph.PlanDelete(paths, opt)
-	t.mu.RUnlock()
-	if len(plan.Refusals) > 0 || len(plan.Steps) != 1 || plan.Steps[0].Image != 0 {
+	plan := t.decide(func() Plan { return t.graph.PlanDelete(paths, opt) })
+	if len(plan.Refusals) > 0 || len(plan.Steps) != 1 || plan.Steps[0].Image != 0 || len(plan.Idle) > 0 {
 		return false, nil
 	}
 	return true, t.cfg.Files.Unlink(paths[0])
 }
+
+// means reports whether e is the file that the caller saw.
+func (o DeleteOptions) means(e Entry) bool { return o.Inode == 0 || o.Inode == e.Identity.Inode }
 
 // withPlan claims the chains that decide's plan touches, surveys the tree,
 // decides again and calls act with a plan that rests on that survey.
@@ -152,6 +170,9 @@ func (t *Tree) execute(ctx context.Context, plan Plan, decide func() Plan, repor
 	if err := t.allIdle(plan); err != nil {
 		return err
 	}
+	if err := t.identify(plan.Steps); err != nil {
+		return err
+	}
 	if !plan.hasImages() {
 		return t.unlinkAll(plan.Steps)
 	}
@@ -168,12 +189,39 @@ func (t *Tree) execute(ctx context.Context, plan Plan, decide func() Plan, repor
 	if err := t.commit(run); err != nil {
 		return t.undo(run, err)
 	}
-	return t.complete(run)
+	return t.complete(run, run.op.Plan.unlinks(), 0)
+}
+
+// identify notes which file each step means that deletes no image: the graph
+// does not know them. One that could be a raw disk is refused while something
+// that might stand on it cannot be read.
+func (t *Tree) identify(steps []Step) error {
+	for i := range steps {
+		s := &steps[i]
+		if s.Image != 0 {
+			continue
+		}
+		e, err := t.cfg.Files.Stat(s.Path)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.Path, err)
+		}
+		s.Identity = e.Identity
+		var blind string
+		t.View(func(g *Graph) { blind = g.blindness(s.Path) })
+		if blind != "" && couldBeBase(e) {
+			return Refuse(s.Path, "%s", blind)
+		}
+	}
+	return nil
 }
 
 // unlinkAll deletes files that are no images: they need neither journal nor sync.
 func (t *Tree) unlinkAll(steps []Step) error {
+	plan := Plan{Steps: steps}
 	for _, s := range steps {
+		if err := t.stillThat(plan, s); err != nil {
+			return err
+		}
 		if err := t.cfg.Files.Unlink(s.Path); err != nil {
 			return err
 		}
@@ -200,17 +248,13 @@ func (t *Tree) allIdle(plan Plan) error {
 	return nil
 }
 
-// begin journals the plan. A plan that only unlinks has nothing to absorb, so
-// it is committed from the start.
+// begin journals the plan.
 func (t *Tree) begin(plan Plan, report func(Progress)) (*run, error) {
 	id, err := t.cfg.Journal.NewOpID()
 	if err != nil {
 		return nil, fmt.Errorf("number the operation: %w", err)
 	}
 	op := Operation{ID: id, Act: plan.Act, State: Prepared, Plan: plan, Started: time.Now()}
-	if !plan.Rebases() {
-		op.State = Committed
-	}
 	if err := t.cfg.Journal.Record(op); err != nil {
 		return nil, fmt.Errorf("journal the operation: %w", err)
 	}
@@ -241,6 +285,9 @@ func (t *Tree) absorb(ctx context.Context, run *run, decide func() Plan) error {
 		}
 		if !subset(plan.Chains, run.op.Plan.Chains) {
 			return fmt.Errorf("%s got a child of another chain: %w", plan.Paths[0], ErrChanged)
+		}
+		if err := t.identify(plan.Steps); err != nil {
+			return err
 		}
 		run.op.Plan.Steps = plan.Steps
 		if err := t.cfg.Journal.Record(run.op); err != nil {
@@ -301,9 +348,6 @@ func layers(line []*Image) []Layer {
 
 // commit makes the deletion final.
 func (t *Tree) commit(run *run) error {
-	if run.op.State == Committed {
-		return nil
-	}
 	t.cfg.Step(LabelAbsorbed)
 	run.op.State = Committed
 	// COMMIT POINT: until this record is durable recovery undoes the operation;
@@ -316,81 +360,102 @@ func (t *Tree) commit(run *run) error {
 	return nil
 }
 
-// complete unlinks what a committed operation has left and ends it. It is not
-// cancelled: from here on the deletion stands.
-func (t *Tree) complete(run *run) error {
-	gone := 0
-	var failed error
-	for _, s := range run.op.Plan.Steps {
-		if s.Verb != StepUnlink {
-			continue
+// complete unlinks the files of steps and ends the operation, of which gone
+// files were deleted before. It is not cancelled: the deletion stands.
+func (t *Tree) complete(run *run, steps []Step, gone int) error {
+	for i, s := range steps {
+		if i > 0 && !t.lastWalk.recent() {
+			if _, err := t.survey(context.Background()); err != nil {
+				return t.giveUp(run, gone, err)
+			}
 		}
-		if failed = t.unlink(s); failed != nil {
-			break
+		deleted, err := t.unlink(run.op.Plan, s)
+		if deleted {
+			gone++
 		}
-		gone++
+		if err != nil {
+			return t.giveUp(run, gone, err)
+		}
 		run.stepDone(s)
-	}
-	if failed != nil {
-		return t.giveUp(run, gone, failed)
 	}
 	return t.finish(run)
 }
 
-// unlink deletes one file durably. A file that is gone already is success: this
-// runs again after a crash.
-func (t *Tree) unlink(s Step) error {
-	if err := t.stillThat(s); err != nil {
-		if errors.Is(err, fs.ErrNotExist) && s.Image != 0 {
-			return t.goneAlready(s)
-		}
-		return err
+// unlink deletes one file, an image durably, and reports whether it is gone.
+// One that was gone already is success: this runs again after a crash.
+func (t *Tree) unlink(plan Plan, s Step) (gone bool, err error) {
+	err = t.stillThat(plan, s)
+	if isGone(err) {
+		return true, t.goneAlready(s)
+	}
+	if err != nil {
+		return false, err
 	}
 	if err := t.cfg.Files.Unlink(s.Path); err != nil {
-		return fmt.Errorf("unlink %s: %w", s.Path, err)
+		return false, fmt.Errorf("unlink %s: %w", s.Path, err)
 	}
 	t.cfg.Step(LabelUnlinked)
-	if s.Image != 0 {
-		if err := t.cfg.Files.SyncDir(s.Path.Dir()); err != nil {
-			return fmt.Errorf("make the deletion of %s durable: %w", s.Path, err)
-		}
-		t.cfg.Step(LabelSynced)
-		t.cfg.Log.Info("deleted", "image", s.Path, "frees", s.Bytes)
-	}
 	t.drop(s)
-	return nil
+	if s.Image == 0 {
+		return true, nil
+	}
+	if err := t.cfg.Files.SyncDir(s.Path.Dir()); err != nil {
+		return true, fmt.Errorf("%s is deleted, but that may not be durable: %w", s.Path, err)
+	}
+	t.cfg.Step(LabelSynced)
+	t.cfg.Log.Info("deleted", "image", s.Path, "frees", s.Bytes)
+	return true, nil
+}
+
+// isGone reports whether an error means that there is no such file.
+func isGone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR)
 }
 
 func (t *Tree) goneAlready(s Step) error {
 	t.drop(s)
+	if s.Image == 0 {
+		return nil
+	}
 	err := t.cfg.Files.SyncDir(s.Path.Dir())
-	if errors.Is(err, fs.ErrNotExist) {
+	if isGone(err) {
 		return nil // its directory went too; what removed that is not ours to make durable
 	}
 	return err
 }
 
 // stillThat checks right before the unlink that the file is the one that was
-// decided on and that nobody began to use it.
-func (t *Tree) stillThat(s Step) error {
+// decided on, that nobody began to use it, and that no image appeared that
+// needs it and stays.
+func (t *Tree) stillThat(plan Plan, s Step) error {
 	e, err := t.cfg.Files.Stat(s.Path)
 	if err != nil {
 		return err
 	}
-	if s.Image == 0 {
-		return nil
-	}
 	if !e.Identity.SameContent(s.Identity) {
 		return fmt.Errorf("%s: %w", s.Path, ErrChanged)
 	}
+	if err := t.stillUnneeded(plan, s.Path); err != nil || s.Image == 0 {
+		return err
+	}
 	return t.errIdle(s.Path)
+}
+
+func (t *Tree) stillUnneeded(plan Plan, p Path) error {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, im := range append(t.graph.Children(p), t.graph.needers[p]...) {
+		if !plan.deletes(im.Path) {
+			return fmt.Errorf("%s appeared, which needs %s: %w", im.Path, p, ErrChanged)
+		}
+	}
+	return nil
 }
 
 // drop takes a deleted file out of the graph; the index follows in finish.
 func (t *Tree) drop(s Step) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.edited()
 	if im := t.graph.At(s.Path); im != nil {
 		t.forget(im)
 	}
@@ -439,11 +504,15 @@ func (t *Tree) undo(run *run, why error) error {
 }
 
 // giveUp ends a committed operation that could not delete all it had to. The
-// caller gets the error, so nothing was acknowledged that is not done.
+// caller gets the error, so nothing was acknowledged that is not done. Once
+// something is gone the error is no refusal any more, whatever stopped it.
 func (t *Tree) giveUp(run *run, gone int, why error) error {
 	run.op.State, run.op.Ended = Failed, time.Now()
 	if gone == 0 {
 		run.op.State = Undone
+	}
+	if total := len(run.op.Plan.unlinks()); gone > 0 && total > 1 {
+		why = fmt.Errorf("%d of %d files were deleted, then: %v", gone, total, why)
 	}
 	run.op.Error = why.Error()
 	if err := t.end(run.op); err != nil {
@@ -460,7 +529,7 @@ func (t *Tree) sweep(op Operation) error {
 			continue
 		}
 		scratch := s.Path.Dir().Join(ScratchName(op.ID, s.Path.Base()))
-		if err := t.cfg.Files.Unlink(scratch); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := t.cfg.Files.Unlink(scratch); err != nil && !isGone(err) {
 			return fmt.Errorf("remove the scratch file %s: %w", scratch, err)
 		}
 	}

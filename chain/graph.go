@@ -192,20 +192,21 @@ func drop(m map[Path][]*Image, key Path, im *Image) {
 // not end in a full: empty when it does. The reason is a predicate without its
 // subject, about the last image that was reached.
 func (g *Graph) Below(im *Image) (line []*Image, broken string) {
-	met := map[uint64]bool{im.Identity.Inode: true}
+	met := map[*Image]bool{im: true}
 	for at := im; ; {
 		parent := g.Parent(at)
 		if parent == nil {
 			return line, at.rootless()
 		}
-		// Two names of one file are one image to qemu, so loops are found by inode.
-		if met[parent.Identity.Inode] {
+		// Inode numbers say nothing across file systems, and a loop through two
+		// names of one file comes back to the same name in the end.
+		if met[parent] {
 			return line, "is part of a loop of backing names"
 		}
 		if len(line) == maxDepth {
 			return line, "is more than 256 images above the bottom of its chain"
 		}
-		met[parent.Identity.Inode] = true
+		met[parent] = true
 		line = append(line, parent)
 		at = parent
 	}
@@ -293,10 +294,17 @@ func (g *Graph) Descendants(p Path) []*Image {
 	return all
 }
 
+// maxSet is the most images that a directory of one backup can hold, a disk
+// each. A directory with more is a store of many backups.
+const maxSet = 256
+
 // IsBackupSet reports whether dir holds one backup: images of which none has
 // its parent in dir.
 func (g *Graph) IsBackupSet(dir Path) bool {
 	ims := g.inDir[dir]
+	if len(ims) > maxSet {
+		return false
+	}
 	for _, im := range ims {
 		if im.Target != "" && im.Target.Dir() == dir {
 			return false

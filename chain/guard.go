@@ -47,6 +47,11 @@ func (m move) touches(p Path) bool { return p.Within(m.from) || m.exchange && p.
 // checkMove refuses a change of names after which an image would not find its
 // parent any more.
 func (g *Graph) checkMove(m move) error {
+	for p, why := range g.blind {
+		if len(g.imagesAt(m)) > 0 && !p.Within(m.from) {
+			return Refuse(m.from, "%s cannot be renamed because %s cannot be read (%s) and may depend on it; make it readable or remove it, then run chainfs scan", m.from, p, why)
+		}
+	}
 	for _, im := range g.touched(m) {
 		if why := m.breaks(im); why != "" {
 			return Refuse(m.from, "%s cannot become %s because %s; a chain can only be moved as a whole, with names that stay right", m.from, m.to, why)
@@ -67,6 +72,15 @@ func (g *Graph) touched(m move) []*Image {
 		}
 	}
 	return byPath(ims)
+}
+
+// imagesAt are the images whose own name changes.
+func (g *Graph) imagesAt(m move) []*Image {
+	ims := g.Within(m.from)
+	if m.exchange {
+		ims = append(ims, g.Within(m.to)...)
+	}
+	return ims
 }
 
 // touchedFile answers for the common case without a walk of all images: the

@@ -122,6 +122,7 @@ type Image struct {
 	Path      Path
 	Kind      Kind
 	External  bool   // see Target
+	Nested    bool   // it lies on another file system than the tree's root
 	seen      uint32 // the round in which a survey last met it; guarded as Tree.round
 	Identity  Identity
 	Allocated int64 // bytes on disk, as st_blocks counts them

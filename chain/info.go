@@ -183,7 +183,6 @@ func (t *Tree) Files(ctx context.Context, paths []Path) ([]Path, error) {
 		return files, nil
 	}
 	err := t.cfg.Files.Walk(ctx, Walker{
-		Restart:    func() {},
 		Unreadable: func(Path, error) {},
 		Visit: func(e Entry) error {
 			if e.Type != Directory && withinAny(e.Path, dirs) {

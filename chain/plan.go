@@ -81,6 +81,27 @@ func (p *Plan) Rebases() bool {
 	return false
 }
 
+// unlinks are the steps that delete.
+func (p *Plan) unlinks() []Step {
+	var steps []Step
+	for _, s := range p.Steps {
+		if s.Verb == StepUnlink {
+			steps = append(steps, s)
+		}
+	}
+	return steps
+}
+
+// deletes reports whether the plan deletes the file at path.
+func (p *Plan) deletes(path Path) bool {
+	for _, s := range p.Steps {
+		if s.Verb == StepUnlink && s.Path == path {
+			return true
+		}
+	}
+	return false
+}
+
 func (p *Plan) hasImages() bool {
 	for _, s := range p.Steps {
 		if s.Image != 0 {

@@ -2,9 +2,7 @@ package chain
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 )
 
@@ -36,7 +34,7 @@ func (t *Tree) recoverOne(ctx context.Context, op Operation) error {
 	t.cfg.Log.Warn("an operation was interrupted", "op", op.ID, "act", op.Act, "state", op.State)
 	if op.State == Prepared {
 		if err := t.sweep(op); err != nil {
-			return err
+			t.cfg.Log.Error("a scratch file could not be removed", "op", op.ID, "err", err) // check finds it
 		}
 		run.op.State, run.op.Ended, run.op.Error = Undone, time.Now(), "chainfs was stopped while it ran"
 		if t.rebased(op) {
@@ -44,12 +42,15 @@ func (t *Tree) recoverOne(ctx context.Context, op Operation) error {
 		}
 		return t.end(run.op)
 	}
-	if err := t.recheck(ctx, op); err != nil {
-		t.giveUp(run, 0, err)
+	// Errors of what follows are logged and journalled; they must not keep the
+	// mount from starting.
+	left, err := t.recheck(ctx, op)
+	gone := len(op.Plan.unlinks()) - len(left)
+	if err != nil {
+		_ = t.giveUp(run, gone, err)
 		return nil
 	}
-	// An error was logged and journalled; it must not keep the mount from starting.
-	_ = t.complete(run)
+	_ = t.complete(run, left, gone)
 	return nil
 }
 
@@ -63,31 +64,32 @@ func (t *Tree) rebased(op Operation) bool {
 	return len(plan.Refusals)+len(plan.Steps) == 0
 }
 
-// recheck decides again whether what a committed operation has left to unlink
-// may be unlinked: a child may have appeared while chainfs was not running.
-func (t *Tree) recheck(ctx context.Context, op Operation) error {
+// recheck finds what a committed operation has left to unlink and decides again
+// whether that may be: a child may have appeared while chainfs was not running.
+// A file that is no image and not the one that was there is left alone.
+func (t *Tree) recheck(ctx context.Context, op Operation) (left []Step, err error) {
 	if _, err := t.survey(ctx); err != nil {
-		return err
+		return nil, err
 	}
-	var left []Path
-	for _, s := range op.Plan.Steps {
-		_, err := t.cfg.Files.Stat(s.Path)
+	var paths []Path
+	for _, s := range op.Plan.unlinks() {
+		e, err := t.cfg.Files.Stat(s.Path)
 		switch {
-		case s.Verb != StepUnlink || errors.Is(err, fs.ErrNotExist):
+		case isGone(err) || err == nil && s.Image == 0 && !e.Identity.SameContent(s.Identity):
 		case err != nil:
-			return err
+			return left, err
 		default:
-			left = append(left, s.Path)
+			left, paths = append(left, s), append(paths, s.Path)
 		}
 	}
-	plan := t.decide(func() Plan { return t.graph.PlanDelete(left, DeleteOptions{}) })
+	plan := t.decide(func() Plan { return t.graph.PlanDelete(paths, DeleteOptions{}) })
 	if err := plan.Err(); err != nil {
-		return err
+		return left, err
 	}
 	if plan.Rebases() {
-		return fmt.Errorf("%s got a child while chainfs was not running: %w", plan.Paths[0], ErrChanged)
+		return left, fmt.Errorf("%s got a child while chainfs was not running: %w", plan.Paths[0], ErrChanged)
 	}
-	return nil
+	return left, nil
 }
 
 func (t *Tree) sweepLeftovers(ctx context.Context) error {
@@ -102,8 +104,8 @@ func (t *Tree) sweepLeftovers(ctx context.Context) error {
 			continue // not ours to judge: check names it
 		}
 		t.cfg.Log.Warn("removing a stale scratch file", "path", p)
-		if err := t.cfg.Files.Unlink(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove the stale scratch file %s: %w", p, err)
+		if err := t.cfg.Files.Unlink(p); err != nil && !isGone(err) {
+			t.cfg.Log.Error("a stale scratch file could not be removed", "path", p, "err", err) // check finds it
 		}
 	}
 	return nil

@@ -58,12 +58,20 @@ func (t *Tree) isPlain(p Path) bool {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return true
-	case err != nil || e.Type == Directory || t.Changed(p) != nil:
+	case err != nil || e.Type == Directory || couldBeBase(e) || t.Changed(p) != nil:
 		return false
 	}
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return t.graph.At(p) == nil && len(t.graph.needers[p]) == 0
+	return t.graph.At(p) == nil && len(t.graph.needers[p]) == 0 && len(t.graph.children[p]) == 0
+}
+
+// couldBeBase reports whether the file may be a raw disk, and so the parent of
+// an image, whatever is known about it: only a survey can tell. A disk has a
+// sector at least.
+func couldBeBase(e Entry) bool {
+	const sector = 512
+	return e.Type == Regular && e.Identity.Size >= sector && !isSidecar(e.Path)
 }
 
 func (t *Tree) chainsOf(m move) []ImageID {
@@ -80,7 +88,8 @@ func (t *Tree) checkRename(m move, flags uint) error {
 	t.mu.RLock()
 	err := t.graph.checkMove(m)
 	replaced := t.graph.At(m.to)
-	if err == nil && flags == 0 && m.from != m.to && (replaced != nil || len(t.graph.needers[m.to]) > 0) {
+	if err == nil && flags == 0 && m.from != m.to &&
+		(replaced != nil || len(t.graph.needers[m.to]) > 0 || len(t.graph.children[m.to]) > 0 && t.exists(m.to)) {
 		err = t.graph.CheckReplace(m.to)
 	}
 	t.mu.RUnlock()
@@ -90,10 +99,16 @@ func (t *Tree) checkRename(m move, flags uint) error {
 	return t.errIdle(m.to)
 }
 
+// exists reports whether something is at p, which a rename would replace. A
+// missing parent may be put back under its name.
+func (t *Tree) exists(p Path) bool {
+	_, err := t.cfg.Files.Stat(p)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // moved takes a change of names into graph and index.
 func (t *Tree) moved(m move) error {
 	t.mu.Lock()
-	t.edited()
 	if im := t.graph.At(m.to); im != nil && !m.exchange && m.from != m.to {
 		t.forget(im)
 	}
@@ -121,6 +136,7 @@ func (t *Tree) rename(ims []*Image, m move) {
 	}
 	for _, im := range ims {
 		now := *im
+		now.seen = t.round // a survey that is under way may miss it at both places
 		now.Path = m.of(im.Path)
 		if im.Target != "" {
 			now.Target = m.of(im.Target)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,13 +43,6 @@ func (r Report) Plus(later Report) Report {
 // clock we meet (one second) and some skew between host and NAS.
 const racy = 2 * time.Second
 
-// maxRounds bounds how often a survey starts over because the mount changed
-// names or images while it walked.
-const maxRounds = 8
-
-// errOvertaken: the graph was changed while the tree was walked.
-var errOvertaken = errors.New("the mount changed images during the walk")
-
 // Scan walks the tree, reads the headers of new and changed files and makes
 // graph and index equal to what it found.
 func (t *Tree) Scan(ctx context.Context) (Report, error) {
@@ -79,18 +73,12 @@ func (t *Tree) survey(ctx context.Context) (Report, error) {
 		return Report{}, err
 	}
 	defer t.surveys.unlock()
-	for round := 0; ; round++ {
-		report, err := t.surveyOnce(ctx)
-		if !errors.Is(err, errOvertaken) || round == maxRounds {
-			return report, err
-		}
-	}
+	return t.surveyOnce(ctx)
 }
 
 // finding is what one walk found.
 type finding struct {
-	edits     uint64 // Tree.edits when it began
-	toRead    []Entry
+	toRead    map[Path]bool
 	readings  []reading
 	blind     map[Path]string
 	leftovers []Path
@@ -102,6 +90,7 @@ type reading struct {
 	header   Header
 	target   Path
 	external bool
+	nested   bool
 	needs    []Path
 	at       time.Time
 }
@@ -112,6 +101,7 @@ func (t *Tree) surveyOnce(ctx context.Context) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
+	t.addMisled(f)
 	if err := t.readAll(ctx, f); err != nil {
 		return Report{}, err
 	}
@@ -127,16 +117,15 @@ func (t *Tree) surveyOnce(ctx context.Context) (Report, error) {
 
 // walk meets every file of the tree and notes those that must be read.
 func (t *Tree) walk(ctx context.Context) (*finding, error) {
-	f := &finding{}
-	restart := func() {
-		t.mu.RLock()
-		defer t.mu.RUnlock()
-		t.round++
-		*f = finding{edits: t.edits, blind: map[Path]string{}}
-	}
-	restart()
+	f := &finding{blind: map[Path]string{}, toRead: map[Path]bool{}}
+	t.mu.Lock()
+	t.round++
+	t.mu.Unlock()
+	defer func() {
+		slices.Sort(f.leftovers)
+		f.leftovers = slices.Compact(f.leftovers) // a walk may visit a file more than once
+	}()
 	err := t.cfg.Files.Walk(ctx, Walker{
-		Restart:    restart,
 		Visit:      func(e Entry) error { t.meet(f, e); return nil },
 		Unreadable: func(p Path, err error) { f.blind[p] = err.Error() },
 	})
@@ -152,7 +141,25 @@ func (t *Tree) meet(f *finding, e Entry) {
 	case IsScratch(e.Path.Base()):
 		f.leftovers = append(f.leftovers, e.Path)
 	case !t.known(e):
-		f.toRead = append(f.toRead, e)
+		f.toRead[e.Path] = true
+	}
+}
+
+// addMisled adds the images whose names may lead elsewhere than they did: those
+// whose parent was not met under the very path that the name led to. It may be
+// gone, or have become a symbolic link, or be reached through one.
+func (t *Tree) addMisled(f *finding) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for target, above := range t.graph.children {
+		if parent := t.graph.At(target); parent != nil && parent.seen == t.round {
+			continue
+		}
+		for _, im := range above {
+			if im.seen == t.round {
+				f.toRead[im.Path] = true
+			}
+		}
 	}
 }
 
@@ -174,7 +181,7 @@ func (t *Tree) known(e Entry) bool {
 
 func (im *Image) trusted(e Entry) bool {
 	return im.Identity == e.Identity && im.Indexed.UnixNano()-im.Identity.CTime > int64(racy) &&
-		len(im.Needs) == 0 // symbolic links on the way to its parent may have changed
+		len(im.Needs) == 0 && !im.External // what such names lead to may change without them
 }
 
 func markOf(e Entry) (m Mark) {
@@ -188,18 +195,14 @@ func markOf(e Entry) (m Mark) {
 }
 
 func (t *Tree) readAll(ctx context.Context, f *finding) error {
-	read := map[Path]bool{}
-	for _, e := range f.toRead {
+	for p := range f.toRead {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		t.readInto(f, e.Path)
-		read[e.Path] = true
+		t.readInto(f, p)
 	}
 	for _, r := range f.readings {
-		if err := t.readBase(f, r.target, read); err != nil {
-			return err
-		}
+		t.readBase(f, r.target)
 	}
 	return nil
 }
@@ -228,16 +231,16 @@ func reasonOf(err error) string {
 
 // readBase reads the file that a newly read image names as its parent, if
 // nobody has: a raw file is only known as an image by those that name it.
-func (t *Tree) readBase(f *finding, p Path, read map[Path]bool) error {
-	if p == "" || read[p] {
-		return nil
+func (t *Tree) readBase(f *finding, p Path) {
+	if p == "" || f.toRead[p] {
+		return
 	}
-	read[p] = true
+	f.toRead[p] = true
 	t.mu.RLock()
 	known := t.graph.At(p) != nil
 	t.mu.RUnlock()
 	if known {
-		return nil
+		return
 	}
 	e, err := t.cfg.Files.Stat(p)
 	switch {
@@ -247,7 +250,6 @@ func (t *Tree) readBase(f *finding, p Path, read map[Path]bool) error {
 	default:
 		t.readInto(f, p)
 	}
-	return nil
 }
 
 // read reads what a file says about itself and follows the names in it.
@@ -257,11 +259,12 @@ func (t *Tree) read(p Path) (reading, error) {
 		return reading{}, err
 	}
 	defer file.Close() // only read from
+	at := time.Now()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
 		return reading{}, err
 	}
-	r := reading{entry: entryOf(p, &st), at: time.Now()}
+	r := reading{entry: entryOf(p, &st), at: at, nested: st.Dev != t.rootDevice}
 	if r.header, err = t.cfg.Inspector.Inspect(file, st.Size); err != nil {
 		return r, err
 	}
@@ -322,10 +325,15 @@ func (t *Tree) lookalikes(name Path) []Path {
 }
 
 // resolve leads a name that can lead nowhere out of the tree: qemu could not
-// open it either, so no file of the tree is needed for its sake.
+// open it either, so no file of the tree is needed for its sake. To qemu a name
+// ends at its first NUL.
 func (t *Tree) resolve(from Path, name Path) (Resolution, error) {
-	to, err := t.cfg.Files.Resolve(from.Dir(), string(name))
-	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENAMETOOLONG) {
+	cut, _, _ := strings.Cut(string(name), "\x00")
+	if cut == "" {
+		return Resolution{External: true}, nil
+	}
+	to, err := t.cfg.Files.Resolve(from.Dir(), cut)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENAMETOOLONG) || errors.Is(err, unix.EINVAL) {
 		return Resolution{External: true}, nil
 	}
 	return to, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 )
@@ -40,9 +41,6 @@ type Tree struct {
 
 	mu    sync.RWMutex
 	graph *Graph // guarded by mu
-	// edits counts changes of the graph that did not come from a survey; one
-	// that meets such a change while it walks starts over.
-	edits uint64 // guarded by mu
 	// unsaved is what the graph has and the index does not have yet.
 	unsaved unsaved // guarded by mu
 
@@ -50,6 +48,8 @@ type Tree struct {
 	// surveys and reads mu.
 	round uint32
 	plain map[Mark]uint32 // files known to be no images, and the round they were last met in
+
+	rootDevice uint64 // of the tree's root
 
 	lastWalk walkTime
 	opening  Report // of the survey by Open
@@ -100,7 +100,15 @@ func load(ctx context.Context, cfg Config) (*Tree, error) {
 		unsaved: unsaved{map[ImageID]bool{}, map[ImageID]bool{}},
 		plain:   map[Mark]uint32{},
 	}
-	err := cfg.Index.Images(ctx, func(im Image) error {
+	root, err := cfg.Files.Stat("")
+	if err != nil {
+		return nil, fmt.Errorf("look at the tree's root: %w", err)
+	}
+	t.rootDevice = root.Device
+	err = cfg.Index.Images(ctx, func(im Image) error {
+		if strings.HasPrefix(string(im.Header.Backing), "/") {
+			im.Indexed = time.Time{} // the tree may be mounted elsewhere now
+		}
 		t.graph.put(&im)
 		return nil
 	})
@@ -133,8 +141,15 @@ func (t *Tree) View(f func(*Graph)) {
 
 // CheckWrite refuses to let the file at p be opened for writing or truncated
 // when images stand on it, by this or by another of its names, or an operation
-// is working on it. links is how many names its inode has.
-func (t *Tree) CheckWrite(p Path, inode uint64, links uint32) error {
+// is working on it. links is how many names its inode has. Unless the file is
+// fresh, made so lately that nobody can stand on it yet, the tree is surveyed
+// first: children may have appeared behind the mount.
+func (t *Tree) CheckWrite(ctx context.Context, p Path, inode uint64, links uint32, fresh bool) error {
+	if !fresh && !t.cfg.ReadOnly && t.couldHaveChildren(p) {
+		if _, err := t.survey(ctx); err != nil {
+			return err
+		}
+	}
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	names := []Path{p}
@@ -150,6 +165,13 @@ func (t *Tree) CheckWrite(p Path, inode uint64, links uint32) error {
 		}
 	}
 	return nil
+}
+
+func (t *Tree) couldHaveChildren(p Path) bool {
+	e, err := t.cfg.Files.Stat(p)
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.graph.At(p) != nil || err == nil && couldBeBase(e)
 }
 
 // Look describes the file at p from the graph, after a look at this one file.

@@ -45,7 +45,7 @@ func (n *node) Getattr(_ ctxt, f gofs.FileHandle, out *fuse.AttrOut) syscall.Err
 // Setattr implements chmod(2), chown(2), utimensat(2) and truncate(2).
 func (n *node) Setattr(ctx ctxt, f gofs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
 	if size, ok := in.GetSize(); ok {
-		if errno := n.truncate(f, int64(size)); errno != 0 {
+		if errno := n.truncate(ctx, f, int64(size)); errno != 0 {
 			return errno
 		}
 	}
@@ -112,12 +112,12 @@ func timespec(t time.Time, set bool) unix.Timespec {
 }
 
 // truncate changes the size of a file, which is writing to it.
-func (n *node) truncate(f gofs.FileHandle, size int64) syscall.Errno {
+func (n *node) truncate(ctx ctxt, f gofs.FileHandle, size int64) syscall.Errno {
 	if h, ok := f.(*handle); ok && h.writes {
 		h.dirty.Store(true)
 		return errnoOf(unix.Ftruncate(h.fd, size))
 	}
-	h, errno := n.openHandle(unix.O_WRONLY)
+	h, errno := n.openHandle(ctx, unix.O_WRONLY)
 	if errno != 0 {
 		return errno
 	}

@@ -140,6 +140,7 @@ func (n *node) Create(ctx ctxt, name string, flags, mode uint32, out *fuse.Entry
 	h := &handle{node: inode.Operations().(*node), fd: fd, key: keyOf(st), writes: writes(flags)}
 	h.dirty.Store(true)
 	h.node.keep(h)
+	n.mount.fresh.add(n.mount.stable(st))
 	if h.writes {
 		n.mount.writers.add(h.key)
 	}
@@ -158,7 +159,7 @@ func (n *node) createExisting(ctx ctxt, name string, flags uint32, out *fuse.Ent
 	if errno != 0 {
 		return nil, nil, 0, errno
 	}
-	h, errno := child.openAt(p, flags)
+	h, errno := child.openAt(ctx, p, flags)
 	if errno != 0 {
 		return nil, nil, 0, errno
 	}

@@ -42,26 +42,27 @@ func writes(flags uint32) bool {
 }
 
 // Open implements open(2).
-func (n *node) Open(_ ctxt, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
-	h, errno := n.openHandle(flags)
+func (n *node) Open(ctx ctxt, flags uint32) (gofs.FileHandle, uint32, syscall.Errno) {
+	h, errno := n.openHandle(ctx, flags)
 	if errno != 0 {
 		return nil, 0, errno
 	}
 	return h, 0, 0
 }
 
-func (n *node) openHandle(flags uint32) (*handle, syscall.Errno) {
+func (n *node) openHandle(ctx ctxt, flags uint32) (*handle, syscall.Errno) {
 	p, ok := n.path()
 	if !ok {
 		return nil, syscall.ENOENT
 	}
-	return n.openAt(p, flags)
+	return n.openAt(ctx, p, flags)
 }
 
 // openAt opens the file at p. A writer is registered before the guard is asked:
-// an operation that starts in between meets one of the two.
-func (n *node) openAt(p chain.Path, flags uint32) (*handle, syscall.Errno) {
-	mode := int(flags)&^notPassed | unix.O_NOFOLLOW
+// an operation that starts in between meets one of the two. O_NONBLOCK: a FIFO
+// that took the file's place on the tree must not stop us, and its opener, for ever.
+func (n *node) openAt(ctx ctxt, p chain.Path, flags uint32) (*handle, syscall.Errno) {
+	mode := int(flags)&^notPassed | unix.O_NOFOLLOW | unix.O_NONBLOCK
 	if flags&unix.O_TRUNC != 0 && flags&unix.O_ACCMODE == unix.O_RDONLY {
 		mode = mode&^unix.O_ACCMODE | unix.O_RDWR
 	}
@@ -74,11 +75,15 @@ func (n *node) openAt(p chain.Path, flags uint32) (*handle, syscall.Errno) {
 		unix.Close(fd) // nothing was written
 		return nil, errnoOf(err)
 	}
+	if cacheable(st) { // not a regular file: it is not what the kernel asked for
+		unix.Close(fd)
+		return nil, syscall.ESTALE
+	}
 	h := &handle{node: n, fd: fd, key: keyOf(st), writes: writes(flags)}
 	n.keep(h)
 	if h.writes {
 		n.mount.writers.add(h.key)
-		if err := n.mount.tree.CheckWrite(p, st.Ino, st.Nlink); err != nil {
+		if err := n.mount.tree.CheckWrite(ctx, p, st.Ino, st.Nlink, n.mount.fresh.has(n.mount.stable(st))); err != nil {
 			n.mount.log.Info("refused", "act", "open for writing", "path", p, "why", err)
 			n.closeHandle(h)
 			return nil, errnoOf(err)

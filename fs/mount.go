@@ -3,6 +3,7 @@ package fs
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -59,6 +60,7 @@ type mount struct {
 	root    *node
 	rootDev uint64
 	writers writers
+	fresh   fresh
 }
 
 // Mount mounts the tree and returns when the mount answers. The process's
@@ -149,6 +151,38 @@ func (w *writers) has(k fileKey) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.open[k] > 0
+}
+
+// freshFor is how long a file that was created through the mount can be opened
+// for writing without a look at the whole tree. A backup tool opens what it
+// writes many times, and nobody stands on it yet.
+const freshFor = 10 * time.Minute
+
+// fresh are the files that were created through the mount lately.
+type fresh struct {
+	mu     sync.Mutex
+	since  map[gofs.StableAttr]time.Time // guarded by mu; by the time of birth too, as inode numbers are reused
+	pruned time.Time                     // guarded by mu
+}
+
+func (f *fresh) add(id gofs.StableAttr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if now := time.Now(); now.Sub(f.pruned) > freshFor {
+		maps.DeleteFunc(f.since, func(_ gofs.StableAttr, at time.Time) bool { return now.Sub(at) > freshFor })
+		f.pruned = now
+	}
+	if f.since == nil {
+		f.since = map[gofs.StableAttr]time.Time{}
+	}
+	f.since[id] = time.Now()
+}
+
+func (f *fresh) has(id gofs.StableAttr) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at, is := f.since[id]
+	return is && time.Since(at) <= freshFor
 }
 
 var _ chain.Watcher = (*mount)(nil)

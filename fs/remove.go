@@ -21,9 +21,16 @@ func (n *node) Unlink(ctx ctxt, name string) syscall.Errno {
 	if errno != 0 {
 		return errno
 	}
-	err := n.mount.tree.Delete(ctx, []chain.Path{p}, chain.DeleteOptions{}, nil)
+	st, err := n.mount.statPath(p)
+	if err != nil {
+		return errnoOf(err)
+	}
+	err = n.mount.tree.Delete(ctx, []chain.Path{p}, chain.DeleteOptions{Inode: st.Ino}, nil)
 	if err != nil && isRefused(err) {
 		n.mount.log.Info("refused", "act", "unlink", "path", p, "why", err)
+	}
+	if now, _ := n.child(name); err != nil && now != p {
+		return syscall.EBUSY // its directory was renamed meanwhile, and the file is there
 	}
 	return n.mount.deleteErrno(p, err)
 }

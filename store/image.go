@@ -16,6 +16,7 @@ type imageRecord struct {
 	Header    chain.Header   `json:"header,omitzero"`
 	Target    chain.Path     `json:"target,omitempty"`
 	External  bool           `json:"external,omitempty"`
+	Nested    bool           `json:"nested,omitempty"`
 	Needs     []chain.Path   `json:"needs,omitempty"`
 	FirstSeen time.Time      `json:"first_seen"`
 	Indexed   time.Time      `json:"indexed"`
@@ -56,6 +57,7 @@ func recordOf(im chain.Image) imageRecord {
 		Header:    im.Header,
 		Target:    im.Target,
 		External:  im.External,
+		Nested:    im.Nested,
 		Needs:     im.Needs,
 		FirstSeen: im.FirstSeen,
 		Indexed:   im.Indexed,
@@ -75,6 +77,7 @@ func (r *imageRecord) image() chain.Image {
 		Header:    r.Header,
 		Target:    r.Target,
 		External:  r.External,
+		Nested:    r.Nested,
 		Needs:     r.Needs,
 		FirstSeen: r.FirstSeen,
 		Indexed:   r.Indexed,
