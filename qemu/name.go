@@ -49,6 +49,7 @@ func hasProtocol(s string) bool {
 func readings(s string) []chain.Path {
 	var found []chain.Path
 	add := func(p string) {
+		p, _, _ = strings.Cut(p, "\x00") // where a path ends for the kernel
 		if p != "" && !slices.Contains(found, chain.Path(p)) {
 			found = append(found, chain.Path(p))
 		}
