@@ -20,7 +20,7 @@ import (
 
 var (
 	seed  = flag.Uint64("seed", 0, "seed of the random test, 0 for a new one")
-	moves = flag.Int("moves", 130, "moves of the random test")
+	moves = flag.Int("moves", 100, "moves of the random test")
 )
 
 // TestE2ERandom plays random moves with the tools users have: new backups on the
