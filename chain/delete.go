@@ -15,6 +15,11 @@ type DeleteOptions struct {
 	// Inode is the file that the caller means by its one path; 0 for whatever
 	// is there. A directory may be renamed while the tree is surveyed.
 	Inode uint64
+
+	// begun: children have been rebased for this deletion, which passed the rule
+	// about backup sets. It is not asked again: a rebase moves parents between
+	// directories, and may make a set of a directory that was none.
+	begun bool
 }
 
 // PlanDelete decides what deleting paths takes. It is the table of
@@ -63,6 +68,9 @@ func (g *Graph) deletion(paths []Path, opt DeleteOptions) *deletion {
 				d.going[above] = true
 			}
 		}
+	}
+	if opt.begun {
+		return d
 	}
 	for _, p := range paths {
 		if g.IsBackupSet(p.Dir()) && (g.At(p) != nil || isSidecar(p)) {

@@ -47,6 +47,7 @@ func (t *Tree) Delete(ctx context.Context, paths []Path, opt DeleteOptions, repo
 		if err := t.meant(plan, opt); err != nil {
 			return err
 		}
+		opt.begun = true
 		return t.execute(ctx, plan, decide, report)
 	})
 }

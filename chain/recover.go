@@ -25,7 +25,7 @@ func (t *Tree) recover(ctx context.Context) error {
 			return fmt.Errorf("recover operation %s: %w", op.ID, err)
 		}
 	}
-	return t.sweepLeftovers(ctx)
+	return t.sweepLeftovers()
 }
 
 func (t *Tree) recoverOne(ctx context.Context, op Operation) error {
@@ -92,12 +92,8 @@ func (t *Tree) recheck(ctx context.Context, op Operation) (left []Step, err erro
 	return left, nil
 }
 
-func (t *Tree) sweepLeftovers(ctx context.Context) error {
-	report, err := t.survey(ctx)
-	if err != nil {
-		return err
-	}
-	for _, p := range report.Leftovers {
+func (t *Tree) sweepLeftovers() error {
+	for _, p := range t.opening.Leftovers {
 		var named bool
 		t.View(func(g *Graph) { named = len(g.Children(p)) > 0 })
 		if named {

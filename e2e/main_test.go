@@ -52,6 +52,8 @@ func testAll(m *testing.M) (int, error) {
 	if out, err := build.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("build: %w\n%s", err, out)
 	}
+	// Temporary directories of this run alone: another may run beside it.
+	os.Setenv("TMPDIR", dir)
 	code := m.Run()
 	return code, leftMounts(dir)
 }
@@ -81,7 +83,7 @@ func leftMounts(dir string) error {
 		return err
 	}
 	for _, line := range strings.Split(string(mounts), "\n") {
-		if strings.Contains(line, "chainfs-e2e") || strings.Contains(line, "fuse.chainfs") && strings.Contains(line, "/TestE2E") {
+		if strings.Contains(line, dir+"/") {
 			return fmt.Errorf("a mount was left behind: %s", line)
 		}
 	}
