@@ -40,13 +40,15 @@ type Resolution struct {
 // Files is the tree on the NAS. Every call works below the tree's root
 // descriptor and never follows a symbolic link or a mount out of it.
 type Files interface {
-	// Walk visits every entry below the root, one call at a time, in no
-	// particular order; chainfs's own files are left out, except scratch files.
-	// A directory that cannot be listed is given to unreadable and the walk
-	// goes on; an error is returned when the tree as a whole cannot be read, or
-	// when its directories kept changing while it was walked, so that an entry
-	// may have been missed. visit may have been called for the same entry
-	// more than once then: restart is called before each new try.
+	// Walk visits every entry below the root, one call at a time but from any
+	// goroutine, in no particular order; chainfs's own files are left out, except
+	// scratch files. What is in the tree during the whole walk is visited at
+	// least once, wherever renames carry it meanwhile; only one that was renamed
+	// five times, each time ahead of the walk, can be missed. A visit may be
+	// stale, the entry having moved or gone since, and the same entry may be
+	// visited again, at the same path or another. A directory that cannot be listed is given to
+	// Unreadable, which may be stale too, and the walk goes on; an error is
+	// returned when the tree as a whole cannot be read.
 	Walk(ctx context.Context, w Walker) error
 
 	// Stat is lstat. A missing file is fs.ErrNotExist, and nothing else is.

@@ -23,6 +23,8 @@
 //
 // No call follows a symbolic link except Resolve, which does it one element at
 // a time and never looks outside the tree. No call reports a file as missing
-// unless the file system said so. Walk returns nil only when no directory
-// changed from before it was listed until after all were.
+// unless the file system said so. Walk visits all that is in the tree from its
+// beginning to its end, whatever others do meanwhile: when it returns nil, there
+// was an instant at which all that it listed was true together, or what it may
+// have missed was renamed at least five times during the walk. See maxRounds.
 package source
