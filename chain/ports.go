@@ -84,7 +84,6 @@ type Files interface {
 type Walker struct {
 	Visit      func(Entry) error
 	Unreadable func(Path, error)
-	Restart    func()
 }
 
 // Inspector reads what a file says about itself.

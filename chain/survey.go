@@ -76,8 +76,15 @@ func (t *Tree) survey(ctx context.Context) (Report, error) {
 	return t.surveyOnce(ctx)
 }
 
+// maxWalks bounds how often the tree is walked again because a file was gone
+// when it was to be read: an image that nobody knew may have been renamed between
+// walk and reading, and would be missed. As with the rounds of a walk, it would
+// have to be renamed each time, just then.
+const maxWalks = 4
+
 // finding is what one walk found.
 type finding struct {
+	lost      bool // a file that was met could not be found again
 	toRead    map[Path]bool
 	readings  []reading
 	blind     map[Path]string
@@ -98,11 +105,14 @@ type reading struct {
 func (t *Tree) surveyOnce(ctx context.Context) (Report, error) {
 	started := time.Now()
 	f, err := t.walk(ctx)
-	if err != nil {
-		return Report{}, err
+	for try := 1; err == nil; try++ {
+		t.addMisled(f)
+		if err = t.readAll(ctx, f); err != nil || !f.lost || try == maxWalks {
+			break
+		}
+		f, err = t.walk(ctx)
 	}
-	t.addMisled(f)
-	if err := t.readAll(ctx, f); err != nil {
+	if err != nil {
 		return Report{}, err
 	}
 	if err := t.cfg.Files.Present(); err != nil {
@@ -207,12 +217,13 @@ func (t *Tree) readAll(ctx context.Context, f *finding) error {
 	return nil
 }
 
-// readInto reads one file. One that went away meanwhile is left out; one that
-// cannot be read is noted: it could be a child of anything.
+// readInto reads one file. One that cannot be read is noted: it could be a child
+// of anything.
 func (t *Tree) readInto(f *finding, p Path) {
 	r, err := t.read(p)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		f.lost = true
 	case err != nil:
 		f.blind[p] = reasonOf(err)
 	default:

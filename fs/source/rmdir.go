@@ -38,7 +38,6 @@ func (t *Tree) Directories(ctx context.Context, paths []chain.Path) ([]chain.Pat
 		return nil, nil
 	}
 	err := t.Walk(ctx, chain.Walker{
-		Restart:    func() { dirs = dirs[:named] },
 		Unreadable: func(chain.Path, error) {}, // it will turn out not to be empty
 		Visit: func(e chain.Entry) error {
 			if e.Type == chain.Directory && slices.ContainsFunc(dirs[:named], e.Path.Within) {
