@@ -13,6 +13,7 @@ import (
 // that cannot be read is an error, not a missing image.
 func (s *Store) Images(ctx context.Context, f func(chain.Image) error) error {
 	// All of the index is read once, at start, and is garbage after it.
+	defer s.releaseTables()
 	defer debug.FreeOSMemory()
 	var b imageBatch
 	err := s.each(imagePrefix, "", func(key string, value []byte) error {
