@@ -154,7 +154,7 @@ func (d *deletion) objection(im *Image) string {
 		return fmt.Sprintf("%s is %s on which %s; delete those first, newest first, or delete it together with them (chainfs rm --force)",
 			im.Path, article(im.Kind), depend(left))
 	case d.g.Problem(im) != "":
-		return fmt.Sprintf("%s cannot be merged into its children because %s, and %s; repair that, or delete the children first",
+		return fmt.Sprintf("%s cannot be merged into its children because %s, and %s on it; repair that, or delete the children first",
 			im.Path, d.g.Problem(im), depend(left))
 	}
 	for _, child := range left {

@@ -491,6 +491,9 @@ func (t *Tree) end(op Operation) error {
 // already stay as they are: they read the same.
 func (t *Tree) undo(run *run, why error) error {
 	run.op.State, run.op.Ended, run.op.Error = Undone, time.Now(), why.Error()
+	if interrupted(why) {
+		run.op.Error = "interrupted by its caller"
+	}
 	err := t.sweep(run.op)
 	if err == nil {
 		err = t.end(run.op)
@@ -498,9 +501,7 @@ func (t *Tree) undo(run *run, why error) error {
 	if err != nil {
 		t.cfg.Log.Error("the operation was undone but that could not be recorded; the next start does it", "op", run.op.ID, "err", err)
 	}
-	if !interrupted(why) {
-		t.cfg.Log.Warn("operation undone", "op", run.op.ID, "err", why)
-	}
+	t.cfg.Log.Warn("operation undone", "op", run.op.ID, "why", run.op.Error)
 	return why
 }
 

@@ -41,6 +41,10 @@ func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
 // UnmarshalText reads the kind's name.
 func (k *Kind) UnmarshalText(text []byte) error {
+	if len(text) == 0 { // of a file that is no image
+		*k = 0
+		return nil
+	}
 	for kind, name := range kindNames {
 		if name == string(text) {
 			*k = kind

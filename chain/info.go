@@ -39,7 +39,7 @@ type Info struct {
 	VM          string    `json:"vm,omitempty"`
 	Backup      string    `json:"backup,omitempty"`
 	Disk        string    `json:"disk,omitempty"`
-	Written     time.Time `json:"written"` // its mtime
+	Written     time.Time `json:"written,omitzero"` // its mtime
 }
 
 // Describe says all about the file at p. A file that is no image has no id.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -154,6 +155,35 @@ func TestE2ETreeReplaced(t *testing.T) {
 	s.intact()
 	s.sh("rm T1.qcow2")
 	s.gone("T1.qcow2")
+	s.clean()
+}
+
+// TestE2ETreeEmptied: a tree of which nothing is left is not an empty tree. A
+// deletion in it fails; rm -f would take "no such file" for done.
+func TestE2ETreeEmptied(t *testing.T) {
+	dir, away := t.TempDir(), t.TempDir()
+	s := newSiteAt(t, dir)
+	s.line(2, "vm/T%d.qcow2")
+	s.mount()
+	time.Sleep(time.Second)
+	for _, name := range []string{".chainfs", "vm"} {
+		mustDo(t, os.Rename(dir+"/"+name, away+"/"+name))
+	}
+	time.Sleep(1200 * time.Millisecond) // the kernel may know the directory's name for a second
+	for _, args := range [][]string{{"rm", "-f", s.mnt + "/vm/T1.qcow2"}, {"rm", "-rf", s.mnt + "/vm"}, {"ls", s.mnt}} {
+		if r := command(t, args[0], args[1:]...); r.code == 0 {
+			t.Errorf("%q ended well", args)
+		}
+	}
+	if r := s.cli(1, "tree", s.mnt); !strings.Contains(r.err, "the tree is not there") {
+		t.Errorf("chainfs tree says %q", r.err)
+	}
+	for _, name := range []string{".chainfs", "vm"} {
+		mustDo(t, os.Rename(away+"/"+name, dir+"/"+name))
+	}
+	s.intact()
+	s.sh("rm vm/T1.qcow2")
+	s.gone("vm/T1.qcow2")
 	s.clean()
 }
 

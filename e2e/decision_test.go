@@ -16,6 +16,9 @@ func TestE2EPlainFile(t *testing.T) {
 	mustDo(t, os.WriteFile(s.tree+"/vm/notes.txt", []byte("x"), 0o644))
 	mustDo(t, os.WriteFile(s.tree+"/vm/T0/notes.txt", []byte("x"), 0o644))
 	s.mount()
+	if out := s.cli(0, "info", s.mnt+"/vm/notes.txt").out; !strings.Contains(out, "pass") {
+		t.Errorf("info of a file that is no image:\n%s", out)
+	}
 	s.sh("rm vm/notes.txt vm/T0/notes.txt")
 	s.gone("vm/notes.txt", "vm/T0/notes.txt")
 	s.intact()

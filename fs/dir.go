@@ -44,9 +44,12 @@ func (n *node) OpendirHandle(ctxt, uint32) (gofs.FileHandle, uint32, syscall.Err
 	if !ok {
 		return nil, 0, syscall.ENOENT
 	}
+	if n.IsRoot() && !n.mount.presence.holds(n.mount.source) {
+		return nil, 0, syscall.EIO
+	}
 	file, err := n.mount.source.OpenDir(p)
 	if err != nil {
-		return nil, 0, errnoOf(err)
+		return nil, 0, n.mount.missing(err)
 	}
 	list, err := n.list(p, file)
 	if err != nil {

@@ -84,7 +84,7 @@ func (n *node) openAt(ctx ctxt, p chain.Path, flags uint32) (*handle, syscall.Er
 	if h.writes {
 		n.mount.writers.add(h.key)
 		if err := n.mount.tree.CheckWrite(ctx, p, st.Ino, st.Nlink, n.mount.fresh.has(n.mount.stable(st))); err != nil {
-			n.mount.log.Info("refused", "act", "open for writing", "path", p, "why", err)
+			n.mount.tell("open for writing", p, err)
 			n.closeHandle(h)
 			return nil, errnoOf(err)
 		}

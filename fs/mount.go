@@ -61,6 +61,8 @@ type mount struct {
 	rootDev uint64
 	writers writers
 	fresh   fresh
+
+	presence presence
 }
 
 // Mount mounts the tree and returns when the mount answers. The process's

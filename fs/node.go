@@ -196,7 +196,7 @@ func cacheable(st *unix.Statx_t) bool { return st.Mode&unix.S_IFMT != unix.S_IFR
 func (n *node) enter(ctx ctxt, p chain.Path, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
 	st, err := n.mount.statPath(p)
 	if err != nil {
-		return nil, errnoOf(err)
+		return nil, n.mount.missing(err)
 	}
 	n.mount.fillEntry(st, out)
 	return n.NewInode(ctx, &node{mount: n.mount}, n.mount.stable(st)), 0

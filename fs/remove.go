@@ -23,12 +23,10 @@ func (n *node) Unlink(ctx ctxt, name string) syscall.Errno {
 	}
 	st, err := n.mount.statPath(p)
 	if err != nil {
-		return errnoOf(err)
+		return n.mount.missing(err)
 	}
 	err = n.mount.tree.Delete(ctx, []chain.Path{p}, chain.DeleteOptions{Inode: st.Ino}, nil)
-	if err != nil && isRefused(err) {
-		n.mount.log.Info("refused", "act", "unlink", "path", p, "why", err)
-	}
+	n.mount.tell("unlink", p, err)
 	if now, _ := n.child(name); err != nil && now != p {
 		return syscall.EBUSY // its directory was renamed meanwhile, and the file is there
 	}
@@ -44,8 +42,18 @@ func (m *mount) deleteErrno(p chain.Path, err error) syscall.Errno {
 	if _, statErr := m.statPath(p); statErr != nil && swallowed[errnoOf(statErr)] {
 		return errno
 	}
-	m.log.Error("unlink failed", "path", p, "err", err)
 	return syscall.EIO
+}
+
+// tell logs why a call did not do what it was asked for.
+func (m *mount) tell(act string, p chain.Path, err error) {
+	switch {
+	case err == nil:
+	case isRefused(err):
+		m.log.Info("refused", "act", act, "path", p, "why", err)
+	default:
+		m.log.Warn("not done", "act", act, "path", p, "err", err)
+	}
 }
 
 // Rename implements renameat2(2).
@@ -65,8 +73,6 @@ func (n *node) Rename(ctx ctxt, name string, newParent gofs.InodeEmbedder, newNa
 		return errno
 	}
 	err := n.mount.tree.Rename(ctx, from, to, uint(flags))
-	if err != nil && isRefused(err) {
-		n.mount.log.Info("refused", "act", "rename", "path", from, "to", to, "why", err)
-	}
+	n.mount.tell("rename", from, err)
 	return errnoOf(err)
 }

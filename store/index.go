@@ -40,6 +40,9 @@ func decodeImage(key string, value []byte) (chain.Image, error) {
 	if r.ID != chain.ImageID(id) || id == 0 {
 		return chain.Image{}, fmt.Errorf("image %s is stored as %s", r.ID, chain.ImageID(id))
 	}
+	if r.Kind == 0 {
+		return chain.Image{}, fmt.Errorf("image %s is stored without a kind", r.ID)
+	}
 	return r.image(), nil
 }
 

@@ -138,7 +138,7 @@ func (at place) use(c *cli.Context, n need, act func(control.Service) error) (er
 
 // explain says "there is no such file" with the name that the user gave.
 func explain(err error, at place) error {
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, chain.ErrTreeGone) {
 		return fmt.Errorf("%s: there is no such file or directory in the tree", chain.Printable(at.given))
 	}
 	return err

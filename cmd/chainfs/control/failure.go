@@ -26,7 +26,7 @@ func failureOf(err error) *Failure {
 		return &Failure{ClassRefused, err.Error(), refused.Refusals}
 	case errors.As(err, &known):
 		return known
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist) && !errors.Is(err, chain.ErrTreeGone):
 		return &Failure{ClassNotFound, err.Error(), nil}
 	}
 	return &Failure{ClassError, err.Error(), nil}
