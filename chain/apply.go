@@ -96,8 +96,6 @@ func (t *Tree) take(readings []reading, gone []*Image, report *Report) error {
 	for _, im := range gone {
 		lost[im.Identity.Inode] = im
 	}
-	// A reading may have been taken before the file was read again, moved or
-	// deleted through the mount.
 	// A raw base is only recognised by its children: images come first.
 	for _, images := range []bool{true, false} {
 		for _, r := range readings {
@@ -112,7 +110,8 @@ func (t *Tree) take(readings []reading, gone []*Image, report *Report) error {
 	return nil
 }
 
-// outdated reports whether the graph knows better than r.
+// outdated reports whether the graph knows better than r: the file was read
+// again, moved or deleted through the mount after r was taken.
 func (t *Tree) outdated(r reading) bool {
 	old := t.graph.At(r.entry.Path)
 	if old != nil && old.Indexed.After(r.at) {

@@ -1,11 +1,9 @@
 package chain
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
-
 	"context"
+	"errors"
+	"io/fs"
 
 	"golang.org/x/sys/unix"
 )
@@ -155,5 +153,3 @@ func (m move) ends() []Path {
 	}
 	return []Path{m.to}
 }
-
-func (m move) String() string { return fmt.Sprintf("%s to %s", m.from, m.to) }

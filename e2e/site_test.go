@@ -205,13 +205,9 @@ func (s *site) image(name, parent string, backing ...string) {
 	s.run("qemu-io", "-f", "qcow2",
 		"-c", fmt.Sprintf("write -q -P %d %dk 192k", n%250+1, n%29*1024),
 		"-c", fmt.Sprintf("write -q -P %d 30M 64k", n%250+1),
-		"-c", fmt.Sprintf("write -q -z %dk 64k", (n+1)%29*1024), s.reachable(file))
+		"-c", fmt.Sprintf("write -q -z %dk 64k", (n+1)%29*1024), file)
 	s.remember(name)
 }
-
-// reachable is the image for programs that open its chain: absolute backing
-// names may be as seen in the mount.
-func (s *site) reachable(file string) string { return file }
 
 // raw makes a raw image.
 func (s *site) raw(name string) {
