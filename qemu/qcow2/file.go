@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"errors"
 	"io"
 	"os"
 
@@ -58,3 +59,22 @@ func (f OSFile) CopyRange(off int64, src Source, srcOff, n int64) (int64, error)
 // Evict drops what the page cache has of a range that was synced, so that the
 // next read comes from the disk. It is advice: nothing depends on it.
 func (f OSFile) Evict(off, n int64) { _ = unix.Fadvise(int(f.Fd()), off, n, unix.FADV_DONTNEED) }
+
+// NextData asks the file system for holes; one that knows none has none.
+func (f OSFile) NextData(off int64) (start, end int64, err error) {
+	size, err := f.Size()
+	if err != nil || off >= size {
+		return size, size, err
+	}
+	start, err = unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO): // a hole up to the end
+		return size, size, nil
+	case err != nil:
+		return off, size, nil // all of it can be read as data
+	}
+	if end, err = unix.Seek(int(f.Fd()), start, unix.SEEK_HOLE); err != nil {
+		end = size
+	}
+	return start, end, nil
+}

@@ -1,0 +1,98 @@
+package qcow2
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+)
+
+// patched is a file as it will be when writes were done to it.
+type patched struct {
+	Source
+	writes []write // in order, not overlapping
+}
+
+func (f patched) ReadAt(p []byte, off int64) (int, error) {
+	n, err := f.Source.ReadAt(p, off)
+	i, _ := slices.BinarySearchFunc(f.writes, off, func(w write, off int64) int {
+		if w.off+int64(len(w.data)) <= off {
+			return -1
+		}
+		return 1
+	})
+	for ; i < len(f.writes) && f.writes[i].off < off+int64(n); i++ {
+		w := f.writes[i]
+		if skip := off - w.off; skip > 0 {
+			copy(p[:n], w.data[skip:])
+		} else {
+			copy(p[-skip:n], w.data)
+		}
+	}
+	return n, err
+}
+
+// verify reads what the batch moved, as the guest will once it is linked and the
+// new parent named, and compares it with what the guest reads now.
+func (a *absorb) verify(ctx context.Context, b *batch, links []write) error {
+	a.Step("ABSORB:VERIFY")
+	if !a.Verify {
+		return nil
+	}
+	a.evict()
+	child, err := Open(patched{a.Child, links})
+	if err != nil {
+		return err
+	}
+	after := NewChain(append([]*Image{child}, a.Below...)...)
+	return b.runs(func(r run) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		r.n = min(r.n, child.virtual-r.guest)
+		return same(a.old, after, r)
+	})
+}
+
+// evict has the disk read again and not what the kernel remembers of it.
+func (a *absorb) evict() {
+	f, ok := a.Child.(interface{ Evict(off, n int64) })
+	if !ok {
+		return
+	}
+	for _, c := range a.writer.copies {
+		f.Evict(c.dst, c.n)
+	}
+	first := a.writer.first * a.child.cluster()
+	f.Evict(first, a.writer.end*a.child.cluster()-first)
+}
+
+// same compares a run of two chains.
+func same(x, y *Chain, r run) error {
+	p, q := make([]byte, min(r.n, bufferSize)), make([]byte, min(r.n, bufferSize))
+	for end := r.guest + r.n; r.guest < end; {
+		e, err := x.Extent(r.guest, end-r.guest)
+		if err != nil {
+			return err
+		}
+		f, err := y.Extent(r.guest, e.Length)
+		if err != nil {
+			return err
+		}
+		n := f.Length
+		if !readsZero(e) || !readsZero(f) {
+			n = min(n, bufferSize)
+			if _, err := x.ReadAt(p[:n], r.guest); err != nil {
+				return err
+			}
+			if _, err := y.ReadAt(q[:n], r.guest); err != nil {
+				return err
+			}
+			if !bytes.Equal(p[:n], q[:n]) {
+				return fmt.Errorf("%d bytes at %d of the disk: %w", n, r.guest, ErrVerify)
+			}
+		}
+		r.guest += n
+	}
+	return nil
+}
