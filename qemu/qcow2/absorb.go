@@ -156,11 +156,13 @@ func (a *absorb) inspect() error {
 		return fmt.Errorf("the image was not closed and its refcounts are stale: %w", ErrFallback)
 	case h.Snapshots > 0:
 		return fmt.Errorf("the image has internal snapshots: %w", ErrFallback)
+	case h.Autoclear&^knownAutoclear != 0:
+		return fmt.Errorf("the image has a feature that is not known and would have to be cleared: %w", ErrFallback)
 	case len(a.Away) == 0:
 		return errors.New("no image goes away")
 	}
 	// The header is changed last; that it can be is asked first.
-	if err := canChange(a.child, a.header()); err != nil {
+	if err := canChange(a.Child, a.header()); err != nil {
 		return err
 	}
 	c, refs, err := inspect(a.child)

@@ -13,7 +13,6 @@ const (
 	l2Reserved = ^uint64(offsetMask | flagCopied | flagZero)
 
 	subclusters = 32 // of a cluster with extended L2 entries
-	sectorSize  = 512
 )
 
 // Kind says where a guest's bytes come from, as one layer knows it.

@@ -72,6 +72,16 @@ func changeHeader(f File, c HeaderChange) error {
 	return syncFile(f)
 }
 
+// canChange is nil when changeHeader would lay c out, and writes nothing.
+func canChange(f File, c HeaderChange) error {
+	h, cluster0, err := readCluster0(f, c)
+	if err != nil {
+		return err
+	}
+	_, err = planHeader(cluster0, h, c)
+	return err
+}
+
 // evictHeader has the header read from the disk. After a sync that failed the
 // page cache holds, as if it were durable, what never got there: a second try
 // would find the new name, find nothing to do, and have the parent deleted.

@@ -8,18 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrSync: what was written could not be made durable. Nothing is known about
-// what is on the disk since the last sync that succeeded, and the file must not
-// be touched again before its storage was looked at.
-var ErrSync = errors.New("sync")
-
-func syncFile(f File) error {
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("%w: %w", ErrSync, err)
-	}
-	return nil
-}
-
 // writeAt writes all of p, also when a signal comes in between.
 func writeAt(f File, p []byte, off int64) error {
 	for {
