@@ -85,6 +85,7 @@ func (t *Tree) Plan(ctx context.Context, decide func(*Graph) Plan) (Plan, error)
 		return Plan{}, err
 	}
 	plan := t.decide(func() Plan { return decide(t.graph) })
+	t.measure(ctx, &plan)
 	err := t.allIdle(plan)
 	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
 		plan.Refusals, plan.Steps = refused.Refusals, nil
@@ -177,6 +178,7 @@ func (t *Tree) execute(ctx context.Context, plan Plan, decide func() Plan, repor
 	if !plan.hasImages() {
 		return t.unlinkAll(plan.Steps)
 	}
+	t.measure(ctx, &plan)
 	run, err := t.begin(plan, report)
 	if err != nil {
 		return err
@@ -290,6 +292,7 @@ func (t *Tree) absorb(ctx context.Context, run *run, decide func() Plan) error {
 		if err := t.identify(plan.Steps); err != nil {
 			return err
 		}
+		t.measure(ctx, &plan)
 		run.op.Plan.Steps = plan.Steps
 		if err := t.cfg.Journal.Record(run.op); err != nil {
 			return fmt.Errorf("journal the operation: %w", err)

@@ -119,11 +119,35 @@ type Layer struct {
 	Backing Path // its backing name as its header has it
 }
 
+// Way is how a rebase is done.
+type Way string
+
+// The ways.
+const (
+	InPlace Way = "in place"  // the child's file takes what it needs
+	ByCopy  Way = "by a copy" // a copy of the child is rebased and takes its place
+)
+
+// Effort is what a rebase takes.
+type Effort struct {
+	Bytes  int64  `json:"bytes"`             // to be copied
+	AtMost bool   `json:"at_most,omitempty"` // Bytes is an upper bound
+	Way    Way    `json:"way,omitempty"`
+	Why    string `json:"why,omitempty"` // the reason, where it is not the usual way
+}
+
 // Rebaser changes what one image stands on and nothing of what its guest reads.
 type Rebaser interface {
+	// Measure tells what a job would take. It changes nothing.
+	Measure(ctx context.Context, job RebaseJob) (Effort, error)
+
 	// Rebase returns nil once the child durably stands on its new parent. On
-	// any error the child is as it was; the scratch file may be left.
+	// any error the child reads as before; the scratch file may be left.
 	Rebase(ctx context.Context, job RebaseJob, progress func(done, total int64)) error
+
+	// Recover gives back space that an interrupted Rebase of the child took.
+	// before is the child as it was then.
+	Recover(ctx context.Context, child Path, before Identity) error
 }
 
 // Use says how an image is being used by others.

@@ -10,7 +10,8 @@ import (
 // written, after a survey of the tree:
 //
 //   - prepared: nothing was deleted and nothing acknowledged. It is undone: its
-//     scratch files go. Children that had absorbed stay on their new parents.
+//     scratch files go, and what a child had taken in and not made use of is given
+//     back. Children that had absorbed stay on their new parents.
 //   - committed: every child is durable on its new parent. What is left is
 //     unlinked, after the same checks as the first time.
 //
@@ -36,6 +37,7 @@ func (t *Tree) recoverOne(ctx context.Context, op Operation) error {
 		if err := t.sweep(op); err != nil {
 			t.cfg.Log.Error("a scratch file could not be removed", "op", op.ID, "err", err) // check finds it
 		}
+		t.giveBack(ctx, op)
 		run.op.State, run.op.Ended, run.op.Error = Undone, time.Now(), "chainfs was stopped while it ran"
 		if t.rebased(op) {
 			run.op.State, run.op.Error = Done, ""
@@ -52,6 +54,23 @@ func (t *Tree) recoverOne(ctx context.Context, op Operation) error {
 	}
 	_ = t.complete(run, left, gone)
 	return nil
+}
+
+// giveBack frees space that interrupted rebases took. What is not given back is
+// found by check --images.
+func (t *Tree) giveBack(ctx context.Context, op Operation) {
+	for _, s := range op.Plan.Steps {
+		if s.Verb != StepRebase {
+			continue
+		}
+		err := t.cfg.Rebaser.Recover(ctx, s.Path, s.Identity)
+		if err == nil {
+			err = t.Changed(s.Path)
+		}
+		if err != nil && !isGone(err) {
+			t.cfg.Log.Warn("space that an interrupted rebase took could not be given back", "image", s.Path, "err", err)
+		}
+	}
 }
 
 // rebased reports whether a rebase had replaced its image before it was interrupted.

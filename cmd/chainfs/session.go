@@ -33,6 +33,8 @@ type sessionOptions struct {
 	Mountpoint string // where it is to be mounted; empty: where it was last
 	Store      string // empty: the tree's place under the user's state directory
 	ReadOnly   bool   // change nothing in the tree, and do not own it
+	Verify     qemu.Verify
+	LimitRate  int64 // bytes a second; 0 for no limit
 	Log        *slog.Logger
 	OpenStore  func(dir, treeID string, log *slog.Logger) (*store.Store, error)
 }
@@ -86,6 +88,7 @@ func (s *session) configure(opts sessionOptions) error {
 		Inspector: qemu.Inspector{},
 		Rebaser: stoppable{s.life, qemu.NewRebaser(s.source, qemu.Options{
 			Mountpoint: mountpoint, Source: real, Step: step,
+			Verify: opts.Verify, Limit: opts.LimitRate,
 		})},
 		Index:    s.store,
 		Journal:  s.store,

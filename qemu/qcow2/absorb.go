@@ -109,6 +109,9 @@ func openAbsorb(job Job) (*absorb, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What an earlier run could not sync may be in the page cache and not on the
+	// disk, as if it were durable.
+	evict(job.Child, 0, size)
 	child, err := Open(job.Child)
 	if err != nil {
 		return nil, err
@@ -121,7 +124,7 @@ func openAbsorb(job Job) (*absorb, error) {
 
 func (a *absorb) run(ctx context.Context) error {
 	if h := a.child.header; h.BackingName == a.Name && (a.Name == "" || h.BackingFormat == a.Format) {
-		return syncFile(a.Child) // an earlier run did it all
+		return changeHeader(a.Child, a.header()) // an earlier run did it all
 	}
 	if err := a.inspect(); err != nil {
 		return err
@@ -147,22 +150,36 @@ func (a *absorb) run(ctx context.Context) error {
 	return a.commit(ctx)
 }
 
+// InPlace is nil when the image, as far as its header tells, can take another
+// parent in place, and ErrFallback or ErrNoRoom when only a copy of it can.
+func InPlace(src Source, name, format string) error {
+	im, err := Open(src)
+	if err != nil {
+		return err
+	}
+	return im.inPlace(HeaderChange{Backing: &Backing{Name: name, Format: format}})
+}
+
+func (im *Image) inPlace(c HeaderChange) error {
+	h := im.header
+	switch {
+	case h.Has(Dirty):
+		return fmt.Errorf("it was not closed and its refcounts are stale: %w", ErrFallback)
+	case h.Snapshots > 0:
+		return fmt.Errorf("it has internal snapshots: %w", ErrFallback)
+	case h.Autoclear&^knownAutoclear != 0:
+		return fmt.Errorf("it has a feature that is not known and would have to be cleared: %w", ErrFallback)
+	}
+	return canChange(im.src, c)
+}
+
 // inspect refuses what cannot be changed in place, and finds where the file's
 // clusters end. A child that is corrupt already would get worse by being written to.
 func (a *absorb) inspect() error {
-	h := a.child.header
-	switch {
-	case h.Has(Dirty):
-		return fmt.Errorf("the image was not closed and its refcounts are stale: %w", ErrFallback)
-	case h.Snapshots > 0:
-		return fmt.Errorf("the image has internal snapshots: %w", ErrFallback)
-	case h.Autoclear&^knownAutoclear != 0:
-		return fmt.Errorf("the image has a feature that is not known and would have to be cleared: %w", ErrFallback)
-	case len(a.Away) == 0:
+	if len(a.Away) == 0 {
 		return errors.New("no image goes away")
 	}
-	// The header is changed last; that it can be is asked first.
-	if err := canChange(a.Child, a.header()); err != nil {
+	if err := a.child.inPlace(a.header()); err != nil {
 		return err
 	}
 	c, refs, err := inspect(a.child)

@@ -56,15 +56,17 @@ func (a *absorb) verify(ctx context.Context, b *batch, links []write) error {
 
 // evict has the disk read again and not what the kernel remembers of it.
 func (a *absorb) evict() {
-	f, ok := a.Child.(interface{ Evict(off, n int64) })
-	if !ok {
-		return
-	}
 	for _, c := range a.writer.copies {
-		f.Evict(c.dst, c.n)
+		evict(a.Child, c.dst, c.n)
 	}
 	first := a.writer.first * a.child.cluster()
-	f.Evict(first, a.writer.end*a.child.cluster()-first)
+	evict(a.Child, first, a.writer.end*a.child.cluster()-first)
+}
+
+func evict(f Source, off, n int64) {
+	if e, ok := f.(interface{ Evict(off, n int64) }); ok {
+		e.Evict(off, n)
+	}
 }
 
 // same compares a run of two chains.
