@@ -36,7 +36,7 @@ func (w *rebase) absorb(ctx context.Context) error {
 	job := qcow2.Job{
 		Child: qcow2.OSFile{File: child}, Away: images[:away], Below: images[away:],
 		Name: string(w.job.NewName), Format: string(w.job.NewFormat),
-		Progress: w.progress, Step: w.opts.Step,
+		Moving: qcow2.Moving{Progress: w.progress, Step: w.opts.Step},
 	}
 	if w.limit != nil {
 		job.Limit = w.wait

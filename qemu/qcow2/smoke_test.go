@@ -60,7 +60,7 @@ func smoke(t *testing.T, o, po string) {
 	if !bytes.Equal(got, before) {
 		t.Fatal("reads differently")
 	}
-	r, err := Absorb(context.Background(), Job{Child: b.src.(OSFile), Away: []*Image{a}, Below: []*Image{full}, Name: "full", Format: "qcow2", Verify: true})
+	r, err := Absorb(context.Background(), Job{Child: b.src.(OSFile), Away: []*Image{a}, Below: []*Image{full}, Name: "full", Format: "qcow2", Moving: Moving{Verify: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
