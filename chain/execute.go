@@ -269,7 +269,7 @@ func (t *Tree) begin(plan Plan, report func(Progress)) (*run, error) {
 func (t *Tree) absorb(ctx context.Context, run *run, decide func() Plan) error {
 	for try := 0; try < maxReplans; try++ {
 		for _, s := range run.op.Plan.Steps {
-			if s.Verb != StepRebase {
+			if s.Verb != StepRebase || s.Way == MergeDown {
 				continue
 			}
 			if err := t.rebase(ctx, run, s); err != nil {
@@ -284,6 +284,7 @@ func (t *Tree) absorb(ctx context.Context, run *run, decide func() Plan) error {
 			return err
 		}
 		if !plan.Rebases() {
+			run.op.Plan.dropMerges() // of a child that is gone
 			return nil
 		}
 		if !subset(plan.Chains, run.op.Plan.Chains) {
@@ -294,6 +295,9 @@ func (t *Tree) absorb(ctx context.Context, run *run, decide func() Plan) error {
 		}
 		t.measure(ctx, &plan)
 		run.op.Plan.Steps = plan.Steps
+		if plan.onlyMerges() {
+			return nil // they come with the deletion
+		}
 		if err := t.cfg.Journal.Record(run.op); err != nil {
 			return fmt.Errorf("journal the operation: %w", err)
 		}
@@ -331,7 +335,7 @@ func (t *Tree) job(op OpID, s Step) (RebaseJob, error) {
 	job := RebaseJob{
 		Op: op, Child: s.Path, Identity: im.Identity,
 		NewParent: s.NewParent, NewName: s.NewName, NewFormat: s.NewFormat,
-		Scratch: s.Path.Dir().Join(ScratchName(op, s.Path.Base())), Bytes: s.Bytes,
+		Scratch: scratchOf(op, s.Path), Bytes: s.Bytes,
 	}
 	line, _ := t.graph.Below(im)
 	job.Layers = layers(line)
@@ -367,33 +371,48 @@ func (t *Tree) commit(run *run) error {
 // complete unlinks the files of steps and ends the operation, of which gone
 // files were deleted before. It is not cancelled: the deletion stands.
 func (t *Tree) complete(run *run, steps []Step, gone int) error {
+	var unfinished error
 	for i, s := range steps {
 		if i > 0 && !t.lastWalk.recent() {
 			if _, err := t.survey(context.Background()); err != nil {
 				return t.giveUp(run, gone, err)
 			}
 		}
-		deleted, err := t.unlink(run.op.Plan, s)
+		deleted, err := t.unlink(run, s)
 		if deleted {
 			gone++
+		}
+		if errors.Is(err, ErrUnfinished) {
+			unfinished = err
+			continue
 		}
 		if err != nil {
 			return t.giveUp(run, gone, err)
 		}
 		run.stepDone(s)
 	}
+	if unfinished != nil {
+		// The files are deleted, durably, and every chain is whole. The journal
+		// still says committed, so that the next start completes the rest.
+		t.cfg.Log.Error("a merge is not finished", "op", run.op.ID, "err", unfinished)
+		return nil
+	}
 	return t.finish(run)
 }
 
 // unlink deletes one file, an image durably, and reports whether it is gone.
 // One that was gone already is success: this runs again after a crash.
-func (t *Tree) unlink(plan Plan, s Step) (gone bool, err error) {
-	err = t.stillThat(plan, s)
-	if isGone(err) {
+func (t *Tree) unlink(run *run, s Step) (gone bool, err error) {
+	merge := run.op.Plan.mergeOf(s.Path)
+	err = t.stillThat(run.op.Plan, s)
+	if isGone(err) && merge == nil {
 		return true, t.goneAlready(s)
 	}
-	if err != nil {
+	if err != nil && !isGone(err) {
 		return false, err
+	}
+	if merge != nil {
+		return t.merge(run, *merge, s)
 	}
 	if err := t.cfg.Files.Unlink(s.Path); err != nil {
 		return false, fmt.Errorf("unlink %s: %w", s.Path, err)
@@ -449,7 +468,7 @@ func (t *Tree) stillUnneeded(plan Plan, p Path) error {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	for _, im := range append(t.graph.Children(p), t.graph.needers[p]...) {
-		if !plan.deletes(im.Path) {
+		if m := plan.mergeOf(p); !plan.deletes(im.Path) && (m == nil || m.Path != im.Path) {
 			return fmt.Errorf("%s appeared, which needs %s: %w", im.Path, p, ErrChanged)
 		}
 	}
@@ -533,7 +552,7 @@ func (t *Tree) sweep(op Operation) error {
 		if s.Verb != StepRebase {
 			continue
 		}
-		scratch := s.Path.Dir().Join(ScratchName(op.ID, s.Path.Base()))
+		scratch := scratchOf(op.ID, s.Path)
 		if err := t.cfg.Files.Unlink(scratch); err != nil && !isGone(err) {
 			return fmt.Errorf("remove the scratch file %s: %w", scratch, err)
 		}

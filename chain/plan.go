@@ -2,6 +2,7 @@ package chain
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -41,6 +42,10 @@ type Step struct {
 	AtMost bool   `json:"at_most,omitempty"` // Bytes is an upper bound all the same
 	Way    Way    `json:"way,omitempty"`
 	Why    string `json:"why,omitempty"`
+
+	// Merges is the image that takes this one's place when the way is MergeDown.
+	// The step is then carried out when that image is unlinked.
+	Merges Path `json:"merges,omitempty"`
 }
 
 // Refusal is why a path cannot be deleted.
@@ -97,6 +102,32 @@ func (p *Plan) Rebases() bool {
 	return false
 }
 
+// onlyMerges reports whether no rebase is left to be done before the commit.
+func (p *Plan) onlyMerges() bool {
+	for _, s := range p.Steps {
+		if s.Verb == StepRebase && s.Way != MergeDown {
+			return false
+		}
+	}
+	return true
+}
+
+// dropMerges takes back that images are merged downwards: they are unlinked.
+func (p *Plan) dropMerges() {
+	p.Steps = slices.DeleteFunc(p.Steps, func(s Step) bool { return s.Way == MergeDown })
+}
+
+// mergeOf is the step that replaces a child by the image at path, nil when that
+// is simply unlinked.
+func (p *Plan) mergeOf(path Path) *Step {
+	for i, s := range p.Steps {
+		if s.Way == MergeDown && s.Merges == path {
+			return &p.Steps[i]
+		}
+	}
+	return nil
+}
+
 // unlinks are the steps that delete.
 func (p *Plan) unlinks() []Step {
 	var steps []Step
@@ -151,6 +182,8 @@ func (s Step) String() string {
 	switch {
 	case s.Verb == StepUnlink:
 		return fmt.Sprintf("unlink %s (frees %s)", s.Path, Size(s.Bytes))
+	case s.Way == MergeDown:
+		return fmt.Sprintf("merge %s down into %s, which takes its place (copies %s; %s)", s.Path, s.Merges, Size(s.Bytes), s.Why)
 	case s.NewParent == "":
 		return fmt.Sprintf("rebase %s onto nothing: it becomes a full (%s)", s.Path, s.effort())
 	}

@@ -2,6 +2,7 @@ package chain
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 )
@@ -110,7 +111,31 @@ type RebaseJob struct {
 	NewFormat Format
 	Scratch   Path // where to build the replacement: hidden, beside the child
 	Bytes     int64
+
+	// Merge is the same job done the other way, where the chain allows it.
+	Merge *MergeJob
 }
+
+// MergeJob is an image that is deleted by taking over what its only child has and
+// taking the child's place.
+//
+// The parent is deleted for its user once its name is gone; until then the job
+// can be undone, and afterwards it can only be completed. The scratch name is the
+// parent's from before the one moment to behind the other.
+type MergeJob struct {
+	Op       OpID
+	Child    Path
+	Before   Identity // the child as it was when it was planned
+	Parent   Path
+	Identity Identity // the parent as it was when it was planned
+	NewName  Path     // the parent's own backing name, as it is right in both directories
+	Format   Format
+	Scratch  Path // the parent's hidden name, beside the child
+}
+
+// ErrUnfinished: the file is deleted, and what is left to do is done when the
+// tree is opened again.
+var ErrUnfinished = errors.New("deleted; the merge is completed at the next mount")
 
 // Layer is an image below another.
 type Layer struct {
@@ -124,8 +149,9 @@ type Way string
 
 // The ways.
 const (
-	InPlace Way = "in place"  // the child's file takes what it needs
-	ByCopy  Way = "by a copy" // a copy of the child is rebased and takes its place
+	InPlace   Way = "in place"  // the child's file takes what it needs
+	ByCopy    Way = "by a copy" // a copy of the child is rebased and takes its place
+	MergeDown Way = "downwards" // the parent takes what the child has, and its place
 )
 
 // Effort is what a rebase takes.
@@ -144,6 +170,11 @@ type Rebaser interface {
 	// Rebase returns nil once the child durably stands on its new parent. On
 	// any error the child reads as before; the scratch file may be left.
 	Rebase(ctx context.Context, job RebaseJob, progress func(done, total int64)) error
+
+	// MergeDown carries out job.Merge of a job that was measured as MergeDown. It
+	// may be called again after a crash and any error. Before the parent's name is
+	// gone an error leaves all as it was; afterwards it is ErrUnfinished.
+	MergeDown(ctx context.Context, job MergeJob, progress func(done, total int64)) error
 
 	// Recover gives back space that an interrupted Rebase of the child took.
 	// before is the child as it was then.

@@ -3,6 +3,7 @@ package chain
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -94,6 +95,8 @@ func (t *Tree) recheck(ctx context.Context, op Operation) (left []Step, err erro
 	for _, s := range op.Plan.unlinks() {
 		e, err := t.cfg.Files.Stat(s.Path)
 		switch {
+		case isGone(err) && op.Plan.mergeOf(s.Path) != nil:
+			left = append(left, s) // deleted, and perhaps not merged in full
 		case isGone(err) || err == nil && s.Image == 0 && !e.Identity.SameContent(s.Identity):
 		case err != nil:
 			return left, err
@@ -105,10 +108,23 @@ func (t *Tree) recheck(ctx context.Context, op Operation) (left []Step, err erro
 	if err := plan.Err(); err != nil {
 		return left, err
 	}
-	if plan.Rebases() {
+	if !op.Plan.merges(plan) {
 		return left, fmt.Errorf("%s got a child while chainfs was not running: %w", plan.Paths[0], ErrChanged)
 	}
 	return left, nil
+}
+
+// merges reports whether the rebases of a newer plan are all merges of this one.
+func (p *Plan) merges(newer Plan) bool {
+	for _, s := range newer.Steps {
+		if s.Verb != StepRebase {
+			continue
+		}
+		if !slices.ContainsFunc(p.Steps, func(m Step) bool { return m.Way == MergeDown && m.Path == s.Path }) {
+			return false
+		}
+	}
+	return true
 }
 
 func (t *Tree) sweepLeftovers() error {

@@ -32,7 +32,7 @@ func (w *rebase) copyAttributes(context.Context) error {
 	if err := unix.Fchmod(fd, st.Mode&0o7777); err != nil {
 		return fmt.Errorf("set the mode of %s: %w", w.job.Scratch, err)
 	}
-	return w.setTimes(w.job.Scratch, st.Mtim)
+	return w.setTimes(w.job.Scratch, w.modified)
 }
 
 // mtimeStep is by how much a rebase moves an image's modification time.

@@ -31,7 +31,7 @@ func (w *rebase) openChild(context.Context) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return fmt.Errorf("%s is not a regular file: %w", w.job.Child, chain.ErrChanged)
 	}
-	w.atime = st.Atim
+	w.atime, w.modified = st.Atim, st.Mtim
 	if w.header, err = (Inspector{}).Inspect(w.child, st.Size); err != nil {
 		return fmt.Errorf("read the header of %s: %w", w.job.Child, err)
 	}

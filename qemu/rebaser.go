@@ -63,8 +63,8 @@ func (v Verify) wants(n int64) bool {
 }
 
 // Labels are the points of a rebase that Options.Step is told, in order: those of
-// a rebase in place, and then those of one by a scratch copy.
-var Labels = slices.Concat(qcow2.Labels, CopyLabels)
+// a rebase in place, those of one by a scratch copy, and those of a merge downwards.
+var Labels = slices.Concat(qcow2.Labels, CopyLabels, MergeLabels)
 
 // CopyLabels are the points of a rebase by a scratch copy.
 var CopyLabels = []string{

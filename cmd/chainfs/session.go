@@ -148,6 +148,13 @@ func (r stoppable) Rebase(ctx context.Context, job chain.RebaseJob, progress fun
 	return r.Rebaser.Rebase(ctx, job, progress)
 }
 
+func (r stoppable) MergeDown(ctx context.Context, job chain.MergeJob, progress func(done, total int64)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(r.life, cancel)()
+	return r.Rebaser.MergeDown(ctx, job, progress)
+}
+
 // defaultStore is where the store of a tree is unless it is named.
 func defaultStore(treeID string) string {
 	if os.Geteuid() == 0 {
