@@ -222,7 +222,7 @@ func (t *Tree) identify(steps []Step) error {
 func (t *Tree) unlinkAll(steps []Step) error {
 	plan := Plan{Steps: steps}
 	for _, s := range steps {
-		if err := t.stillThat(plan, s); err != nil {
+		if err := t.stillThat(Operation{Plan: plan}, s); err != nil {
 			return err
 		}
 		if err := t.cfg.Files.Unlink(s.Path); err != nil {
@@ -404,7 +404,7 @@ func (t *Tree) complete(run *run, steps []Step, gone int) error {
 // One that was gone already is success: this runs again after a crash.
 func (t *Tree) unlink(run *run, s Step) (gone bool, err error) {
 	merge := run.op.Plan.mergeOf(s.Path)
-	err = t.stillThat(run.op.Plan, s)
+	err = t.stillThat(run.op, s)
 	if isGone(err) && merge == nil {
 		return true, t.goneAlready(s)
 	}
@@ -450,15 +450,15 @@ func (t *Tree) goneAlready(s Step) error {
 // stillThat checks right before the unlink that the file is the one that was
 // decided on, that nobody began to use it, and that no image appeared that
 // needs it and stays.
-func (t *Tree) stillThat(plan Plan, s Step) error {
+func (t *Tree) stillThat(op Operation, s Step) error {
 	e, err := t.cfg.Files.Stat(s.Path)
 	if err != nil {
 		return err
 	}
-	if !e.Identity.SameContent(s.Identity) {
+	if !e.Identity.SameContent(s.Identity) && !t.mergeBegan(op, s, e) {
 		return fmt.Errorf("%s: %w", s.Path, ErrChanged)
 	}
-	if err := t.stillUnneeded(plan, s.Path); err != nil || s.Image == 0 {
+	if err := t.stillUnneeded(op.Plan, s.Path); err != nil || s.Image == 0 {
 		return err
 	}
 	return t.errIdle(s.Path)

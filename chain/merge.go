@@ -86,6 +86,17 @@ func (t *Tree) merge(run *run, m, s Step) (gone bool, err error) {
 	return true, err
 }
 
+// mergeBegan reports whether e is the image of step s as a merge that was cut off
+// left it: with its hidden name, and its header rewritten.
+func (t *Tree) mergeBegan(op Operation, s Step, e Entry) bool {
+	m := op.Plan.mergeOf(s.Path)
+	if m == nil || e.Identity.Inode != s.Identity.Inode {
+		return false
+	}
+	hidden, err := t.cfg.Files.Stat(scratchOf(op.ID, m.Path))
+	return err == nil && hidden.Identity.Inode == e.Identity.Inode
+}
+
 // mergeNothing deletes an image whose child was deleted before it was merged.
 func (t *Tree) mergeNothing(op Operation, m, s Step) (gone bool, err error) {
 	for _, p := range []Path{s.Path, scratchOf(op.ID, m.Path)} {

@@ -32,6 +32,9 @@ func (w *rebase) effort(ctx context.Context) (chain.Effort, error) {
 	if w.standsOnTarget(w.header) {
 		return chain.Effort{Way: chain.InPlace, Why: "it stands there already"}, nil
 	}
+	if w.opts.ByCopy {
+		return w.byCopy("it was asked for"), nil
+	}
 	if !ok {
 		return w.byCopy("its new parent is not below it"), nil
 	}

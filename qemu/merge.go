@@ -27,6 +27,7 @@ type merge struct {
 	*rebase
 	merge chain.MergeJob
 	dir   *os.File // the parent's directory
+	again bool     // an earlier run was cut off
 }
 
 // MergeDown is chain.Rebaser's. The steps, each of which finds what an earlier run
@@ -121,7 +122,7 @@ func (m *merge) has(dir *os.File, base string) (bool, error) {
 func (m *merge) link(context.Context) error {
 	m.opts.Step("MERGE:LINK")
 	there, err := m.has(m.rebase.dir, m.job.Scratch.Base())
-	if err != nil || there {
+	if m.again = there; err != nil || there {
 		return err
 	}
 	if named, err := m.has(m.dir, m.merge.Parent.Base()); err != nil || !named {
@@ -272,6 +273,12 @@ func (m *merge) move(ctx context.Context) error {
 		return fmt.Errorf("open %s: %w", m.job.Child, err)
 	}
 	parent := qcow2.OSFile{File: m.scratch}
+	if m.again {
+		// What that run stored and did not come to use, or left and did not come to free.
+		if err := qcow2.Reclaim(parent, 0); err != nil {
+			return err
+		}
+	}
 	job := qcow2.MergeJob{Parent: parent, Child: child, Moving: qcow2.Moving{Progress: m.progress, Step: m.opts.Step}}
 	if m.limit != nil {
 		job.Limit = m.wait

@@ -88,7 +88,7 @@ func (s *session) configure(opts sessionOptions) error {
 		Inspector: qemu.Inspector{},
 		Rebaser: stoppable{s.life, qemu.NewRebaser(s.source, qemu.Options{
 			Mountpoint: mountpoint, Source: real, Step: step,
-			Verify: opts.Verify, Limit: opts.LimitRate,
+			Verify: opts.Verify, Limit: opts.LimitRate, ByCopy: byCopy(),
 		})},
 		Index:    s.store,
 		Journal:  s.store,

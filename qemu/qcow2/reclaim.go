@@ -86,7 +86,9 @@ func Reclaim(f File, oldEnd int64) error {
 func (c *census) free(f File, r *refcounts, oldEnd int64) error {
 	blocks := map[int64]bool{}
 	err := c.differences(r, func(cluster int64, _, want uint64) error {
-		if cluster*c.im.cluster() < oldEnd {
+		// With references left, only clusters of compressed data can be counted
+		// less: for others the entries would have to say so, too.
+		if _, packed := c.refs.of(cluster); cluster*c.im.cluster() < oldEnd || want > 0 && !packed {
 			return nil
 		}
 		blocks[cluster/r.perBlock()] = true
