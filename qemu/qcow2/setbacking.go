@@ -58,7 +58,7 @@ func changeHeader(f File, c HeaderChange) error {
 		return err
 	}
 	if len(r.slack) > 0 {
-		if _, err := f.WriteAt(r.slack, r.slackOff); err != nil {
+		if err := writeAt(f, r.slack, r.slackOff); err != nil {
 			return fmt.Errorf("write the backing name: %w", err)
 		}
 		if err := syncFile(f); err != nil {
@@ -66,7 +66,7 @@ func changeHeader(f File, c HeaderChange) error {
 		}
 	}
 	// COMMIT POINT: until this write the header says the old, after it the new.
-	if _, err := f.WriteAt(r.sector, 0); err != nil {
+	if err := writeAt(f, r.sector, 0); err != nil {
 		return fmt.Errorf("write the header: %w", err)
 	}
 	return syncFile(f)
@@ -75,7 +75,7 @@ func changeHeader(f File, c HeaderChange) error {
 // rewriteSector writes what is there: after a sync that failed, the header that
 // was read may be one that the kernel remembers and the disk never got.
 func rewriteSector(f File, cluster0 []byte) error {
-	if _, err := f.WriteAt(cluster0[:sectorSize], 0); err != nil {
+	if err := writeAt(f, cluster0[:sectorSize], 0); err != nil {
 		return fmt.Errorf("write the header: %w", err)
 	}
 	return syncFile(f)

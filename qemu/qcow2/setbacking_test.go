@@ -10,9 +10,9 @@ func TestSetBackingWrites(t *testing.T) {
 	for _, c := range []struct{ from, name, format, want string }{
 		{"v3/65536 qcow2 u384 . 528:a", "b", "qcow2", "write 529+1, sync, write 0+512, sync"},
 		{"v3/512 qcow2 . 136:a", "b", "qcow2", "write 0+512, sync"},
-		{"v3/65536 qcow2 u384 . 528:a", "a", "qcow2", "sync"},
+		{"v3/65536 qcow2 u384 . 528:a", "a", "qcow2", "write 0+512, sync"},
 		{"v3/65536 qcow2 u384 . 528:a", "", "", "write 0+512, sync"},
-		{"v3/65536 qcow2 u384 .", "", "", "sync"},
+		{"v3/65536 qcow2 u384 .", "", "", "write 0+512, sync"},
 		{"v3/65536 qcow2 u600 . 800:a", "b", "host_device", ""},
 		{"v3/65536 qcow2 u384 . 528:a", long(1024), "qcow2", ""},
 	} {
