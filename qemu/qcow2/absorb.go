@@ -93,7 +93,8 @@ func Absorb(ctx context.Context, job Job) (Result, error) {
 		return a.result, err
 	}
 	if a.writer != nil {
-		err = errors.Join(err, a.giveBack())
+		// Also when ctx is at its end: it takes as long as the inspection did.
+		err = errors.Join(err, a.giveBack(context.WithoutCancel(ctx)))
 	}
 	return a.result, err
 }
@@ -114,7 +115,7 @@ func openAbsorb(job Job) (*absorb, error) {
 		return nil, err
 	}
 	a := &absorb{Job: job, oldEnd: size}
-	a.planner = planner{child, NewChain(job.Away...), NewChain(job.Below...)}
+	a.planner = newPlanner(child, job.Away, job.Below)
 	a.old = NewChain(append(append([]*Image{}, job.Away...), job.Below...)...)
 	return a, nil
 }
@@ -123,17 +124,17 @@ func (a *absorb) run(ctx context.Context) error {
 	if h := a.child.header; h.BackingName == a.Name && (a.Name == "" || h.BackingFormat == a.Format) {
 		return syncFile(a.Child) // an earlier run did it all
 	}
-	if err := a.inspect(); err != nil {
+	if err := a.inspect(ctx); err != nil {
 		return err
 	}
-	if err := a.measure(); err != nil {
+	if err := a.measure(ctx); err != nil {
 		return err
 	}
 	for off := int64(0); off < a.child.virtual; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		b, next, err := a.plan(off)
+		b, next, err := a.plan(ctx, off)
 		if err != nil {
 			return err
 		}
@@ -149,7 +150,7 @@ func (a *absorb) run(ctx context.Context) error {
 
 // inspect refuses what cannot be changed in place, and finds where the file's
 // clusters end. A child that is corrupt already would get worse by being written to.
-func (a *absorb) inspect() error {
+func (a *absorb) inspect(ctx context.Context) error {
 	h := a.child.header
 	switch {
 	case h.Has(Dirty):
@@ -165,7 +166,7 @@ func (a *absorb) inspect() error {
 	if err := canChange(a.Child, a.header()); err != nil {
 		return err
 	}
-	c, refs, err := inspect(a.child)
+	c, refs, err := inspect(ctx, a.child)
 	if err != nil {
 		return err
 	}
@@ -182,8 +183,8 @@ func (a *absorb) header() HeaderChange {
 	return HeaderChange{Backing: &Backing{Name: a.Name, Format: a.Format}}
 }
 
-func (a *absorb) measure() (err error) {
-	if a.total, err = Measure(a.child, a.Away, a.Below); err != nil {
+func (a *absorb) measure(ctx context.Context) (err error) {
+	if a.total, err = Measure(ctx, a.child, a.Away, a.Below); err != nil {
 		return err
 	}
 	a.result.Work = a.total
@@ -340,8 +341,8 @@ func (a *absorb) commit(ctx context.Context) error {
 }
 
 // giveBack returns what was stored and not linked.
-func (a *absorb) giveBack() error {
-	if err := Reclaim(a.Child, a.oldEnd); err != nil {
+func (a *absorb) giveBack(ctx context.Context) error {
+	if err := Reclaim(ctx, a.Child, a.oldEnd); err != nil {
 		return fmt.Errorf("clusters that are not used stay behind in the child: %w", err)
 	}
 	return nil
