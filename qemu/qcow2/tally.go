@@ -95,6 +95,9 @@ func (t *tally) add(cluster int64, m mark) {
 
 // of is how many references a cluster has, and its marks.
 func (t *tally) of(cluster int64) (uint64, mark) {
+	if cluster < 0 { // by an offset that is too large; nothing is counted there
+		return 0, 0
+	}
 	page := t.at(cluster / tallyClusters)
 	if page == nil {
 		return 0, 0
