@@ -91,7 +91,7 @@ func (c *Chain) Map(off, n int64, f func(Extent) error) error {
 }
 
 // maxJoined is how many extents Map makes one of.
-const maxJoined = 1024
+const maxJoined = 16
 
 // ReadAt reads as the guest would. Behind the end of the disk there are zeros:
 // this is how a layer above sees it.

@@ -46,8 +46,12 @@ func newMetaCache(src io.ReaderAt, size int64) *metaCache {
 
 // view is what the cache has from off on in one piece: at least min(8, n) bytes
 // when off is a multiple of 8, at most n. It must not be changed.
+//
+// Behind the end of the file, where a table's last cluster need not have been
+// written in full, there are zeros, as for QEMU. Whether a table starts inside the
+// file is asked by those who know where it does.
 func (m *metaCache) view(off, n int64) ([]byte, error) {
-	if off < 0 || off >= m.size {
+	if off < 0 || off >= m.size+1<<maxClusterBits {
 		return nil, truncated("a table lies behind the end of the file")
 	}
 	b, err := m.block(off / metaBlock)
@@ -109,12 +113,14 @@ func (m *metaCache) shrink() {
 	}
 }
 
-// load reads a block. The last one ends with zeros behind the end of the file,
-// where a table's last cluster need not have been written in full.
+// load reads a block, or what the file has of it.
 func (m *metaCache) load(number int64) ([]byte, error) {
 	off := number * metaBlock
 	data := make([]byte, metaBlock)
-	want := min(m.size-off, metaBlock)
+	want := max(min(m.size-off, metaBlock), 0)
+	if want == 0 {
+		return data, nil
+	}
 	n, err := m.src.ReadAt(data[:want], off)
 	if int64(n) == want {
 		return data, nil
