@@ -41,7 +41,7 @@ func (w *rebase) absorb(ctx context.Context) error {
 	if w.limit != nil {
 		job.Limit = w.wait
 	}
-	work, err := w.measure(images, away)
+	work, err := w.measure(ctx, images, away)
 	if err != nil {
 		return err
 	}
@@ -147,12 +147,12 @@ func (w *rebase) openForWriting() (*os.File, error) {
 	return f, nil
 }
 
-func (w *rebase) measure(images []*qcow2.Image, away int) (qcow2.Work, error) {
+func (w *rebase) measure(ctx context.Context, images []*qcow2.Image, away int) (qcow2.Work, error) {
 	child, err := qcow2.Open(qcow2.OSFile{File: w.child})
 	if err != nil {
 		return qcow2.Work{}, fmt.Errorf("open %s: %w", w.job.Child, err)
 	}
-	work, err := qcow2.Measure(child, images[:away], images[away:])
+	work, err := qcow2.Measure(ctx, child, images[:away], images[away:])
 	if err != nil {
 		return work, fmt.Errorf("read the tables of %s and the images below it: %w", w.job.Child, err)
 	}

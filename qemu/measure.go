@@ -49,16 +49,16 @@ func (w *rebase) effort(ctx context.Context) (chain.Effort, error) {
 	if err != nil {
 		return chain.Effort{}, err
 	}
-	work, err := w.measure(images, away)
+	work, err := w.measure(ctx, images, away)
 	if err != nil {
 		return chain.Effort{}, err
 	}
-	return w.cheaper(chain.Effort{Bytes: work.Bytes(), Way: chain.InPlace}, images)
+	return w.cheaper(ctx, chain.Effort{Bytes: work.Bytes(), Way: chain.InPlace}, images)
 }
 
 // cheaper is a merge downwards where that is possible and copies less. On a file
 // system that shares extents an absorb copies nothing at all.
-func (w *rebase) cheaper(up chain.Effort, images []*qcow2.Image) (chain.Effort, error) {
+func (w *rebase) cheaper(ctx context.Context, up chain.Effort, images []*qcow2.Image) (chain.Effort, error) {
 	job := w.job.Merge
 	if job == nil {
 		return up, nil
@@ -74,7 +74,7 @@ func (w *rebase) cheaper(up chain.Effort, images []*qcow2.Image) (chain.Effort, 
 	if err != nil {
 		return up, err
 	}
-	work, err := qcow2.MeasureDown(images[0], child)
+	work, err := qcow2.MeasureDown(ctx, images[0], child)
 	switch {
 	case errors.Is(err, qcow2.ErrFallback):
 		return up, nil

@@ -275,7 +275,7 @@ func (m *merge) move(ctx context.Context) error {
 	parent := qcow2.OSFile{File: m.scratch}
 	if m.again {
 		// What that run stored and did not come to use, or left and did not come to free.
-		if err := qcow2.Reclaim(parent, 0); err != nil {
+		if err := qcow2.Reclaim(ctx, parent, 0); err != nil {
 			return err
 		}
 	}
@@ -287,7 +287,7 @@ func (m *merge) move(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open %s: %w", m.merge.Parent, err)
 	}
-	work, err := qcow2.MeasureDown(im, child)
+	work, err := qcow2.MeasureDown(ctx, im, child)
 	if err != nil {
 		return err
 	}

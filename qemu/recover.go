@@ -18,7 +18,7 @@ func (r *Rebaser) Recover(ctx context.Context, child chain.Path, before chain.Id
 	defer w.close()
 	err := w.each(ctx, w.stoppedBefore, w.openChild, w.lockChild)
 	if err == nil {
-		err = w.reclaim(before)
+		err = w.reclaim(ctx, before)
 	}
 	if err != nil {
 		return fmt.Errorf("give back what an interrupted rebase left in %s: %w", child, err)
@@ -26,7 +26,7 @@ func (r *Rebaser) Recover(ctx context.Context, child chain.Path, before chain.Id
 	return nil
 }
 
-func (w *rebase) reclaim(before chain.Identity) error {
+func (w *rebase) reclaim(ctx context.Context, before chain.Identity) error {
 	st, err := stat(w.child)
 	if err != nil || st.Ino != before.Inode || identityOf(&st).SameContent(before) {
 		return err // another file, or one that nothing was written to
@@ -36,7 +36,7 @@ func (w *rebase) reclaim(before chain.Identity) error {
 		return err
 	}
 	defer f.Close() // Reclaim has synced
-	if err := qcow2.Reclaim(qcow2.OSFile{File: f}, before.Size); err != nil {
+	if err := qcow2.Reclaim(ctx, qcow2.OSFile{File: f}, before.Size); err != nil {
 		if errors.Is(err, qcow2.ErrSync) {
 			w.stop(err)
 		}

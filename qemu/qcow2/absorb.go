@@ -36,8 +36,7 @@ var Labels = []string{
 // absorb is a job under way.
 type absorb struct {
 	*mover
-	job  Job
-	away *Chain
+	job Job
 }
 
 // Absorb makes the child read the same without Away:
@@ -65,11 +64,12 @@ func Absorb(ctx context.Context, job Job) (Result, error) {
 		return Result{}, err
 	}
 	m.sources, m.old, m.below = job.Away, NewChain(slices.Concat(job.Away, job.Below)...), NewChain(job.Below...)
-	a := &absorb{mover: m, job: job, away: NewChain(job.Away...)}
-	m.plan = func(off int64) (*batch, int64, error) {
-		return (&planner{m.im, a.away, m.below}).plan(off)
+	m.plan = func(ctx context.Context, off int64) (*batch, int64, error) {
+		p := newPlanner(m.im, job.Away, job.Below)
+		return p.plan(ctx, off)
 	}
-	err = m.giveBackAfter(a.run(ctx))
+	a := &absorb{mover: m, job: job}
+	err = m.giveBackAfter(ctx, a.run(ctx))
 	return m.result, err
 }
 
@@ -83,7 +83,7 @@ func (a *absorb) run(ctx context.Context) error {
 	if err := a.im.inPlace(a.header()); err != nil {
 		return err
 	}
-	if err := a.inspect(); err != nil {
+	if err := a.inspect(ctx); err != nil {
 		return err
 	}
 	if err := a.moveAll(ctx); err != nil {

@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 )
@@ -9,56 +10,22 @@ import (
 // data, snapshots, bitmaps. It is what "qemu-img check" does (block/qcow2-refcount.c,
 // calculate_refcounts), and decides about every cluster that is changed or freed.
 type census struct {
+	ctx   context.Context
 	im    *Image
 	refs  tally
-	met   map[int64]bool // tables that must be named once only
-	found findings
-}
-
-// tally counts references by cluster, in pages: what a file says of its length,
-// and how far apart its clusters lie, is up to who wrote it.
-type tally struct {
-	pages   map[int64]*[tallyPage]uint32
-	highest int64 // the highest cluster that has a reference; -1 without any
-}
-
-const (
-	tallyPage  = 4096
-	packedMark = 1 << 31 // compressed data is among the references
-)
-
-func (t *tally) add(cluster int64, mark uint32) {
-	page := t.pages[cluster/tallyPage]
-	if page == nil {
-		page = new([tallyPage]uint32)
-		t.pages[cluster/tallyPage] = page
-	}
-	n := &page[cluster%tallyPage]
-	if *n&^packedMark < packedMark-1 {
-		*n++
-	}
-	*n |= mark
-	t.highest = max(t.highest, cluster)
-}
-
-// of is how many references a cluster has, and whether compressed data is among them.
-func (t *tally) of(cluster int64) (n uint64, packed bool) {
-	page := t.pages[cluster/tallyPage]
-	if page == nil {
-		return 0, false
-	}
-	c := page[cluster%tallyPage]
-	return uint64(c &^ packedMark), c&packedMark != 0
+	again []bool // refcount table entries that name a block for the second time
+	found Findings
 }
 
 // take counts everything. The error is about reading; what is wrong with the
-// image is in found.
-func take(im *Image) (*census, error) {
-	c := &census{im: im, met: map[int64]bool{}, refs: tally{pages: map[int64]*[tallyPage]uint32{}, highest: -1}}
+// image is in found. A file can have it read the same tables for years, so it
+// ends when ctx does.
+func take(ctx context.Context, im *Image) (*census, error) {
+	c := &census{ctx: ctx, im: im, refs: newTally()}
 	h := im.header
-	c.count("the header", 0, 1)
-	c.count("the refcount table", int64(h.RefcountTableOffset), int64(h.RefcountTableClusters)<<h.ClusterBits)
-	for _, walk := range []func() error{c.refcountBlocks, c.active, c.snapshots, c.bitmaps} {
+	c.count("the header", 0, 1, markMeta)
+	c.count("the refcount table", int64(h.RefcountTableOffset), int64(h.RefcountTableClusters)<<h.ClusterBits, markMeta)
+	for _, walk := range []func() error{c.refcountBlocks, c.active, c.snapshots, c.bitmaps, c.stop} {
 		if err := walk(); err != nil {
 			return nil, err
 		}
@@ -66,39 +33,47 @@ func take(im *Image) (*census, error) {
 	return c, nil
 }
 
+// stop is why the census cannot go on, if it cannot.
+func (c *census) stop() error {
+	if c.refs.full {
+		return errTooFar
+	}
+	return c.ctx.Err()
+}
+
 // count notes n bytes of metadata or data at off, and reports whether they are in
 // the file. One that ends less than a cluster behind the end of the file is, as
 // for qemu-img (qcow2_inc_refcounts_imrt).
-func (c *census) count(what string, off, n int64) bool { return c.countAs(what, off, n, 0) }
-
-func (c *census) countAs(what string, off, n int64, mark uint32) bool {
+func (c *census) count(what string, off, n int64, m mark) bool {
 	if n == 0 {
 		return true
 	}
 	cluster := c.im.cluster()
-	if off < 0 || off > c.im.fileSize || off+n-c.im.fileSize >= cluster {
-		c.found.corrupt("%s lies behind the end of the file, at %#x", what, off)
+	if off < 0 || off > c.im.fileSize || n-(c.im.fileSize-off) >= cluster {
+		c.corrupt("%s lies behind the end of the file, at %#x", what, off)
 		return false
 	}
-	for i := off / cluster; i <= (off+n-1)/cluster; i++ {
-		c.refs.add(i, mark)
+	for i := off / cluster; i <= (off+n-1)/cluster && !c.refs.full; i++ {
+		c.refs.add(i, m)
 	}
 	return true
 }
 
 func (c *census) refcountBlocks() error {
 	h := c.im.header
-	return c.each(int64(h.RefcountTableOffset), int64(h.RefcountTableClusters)<<h.ClusterBits/8, func(_ int64, entry uint64) error {
+	n := int64(h.RefcountTableClusters) << h.ClusterBits / 8
+	c.again = make([]bool, n)
+	return c.each(int64(h.RefcountTableOffset), n, func(i int64, entry uint64) error {
 		off := int64(entry &^ 0x1ff)
 		switch {
 		case entry == 0:
 		case entry&0x1ff != 0 || off%c.im.cluster() != 0:
-			c.found.corrupt("a refcount block's offset %#x is not aligned", entry)
-		case c.met[off]:
-			c.found.corrupt("the refcount block at %#x is in the table twice", off)
+			c.corrupt("a refcount block's offset %#x is not aligned", entry)
+		case c.refs.has(off/c.im.cluster(), markTable):
+			c.again[i] = true
+			c.corrupt("the refcount block at %#x is in the table twice", off)
 		default:
-			c.met[off] = true
-			c.count("a refcount block", off, c.im.cluster())
+			c.count("a refcount block", off, c.im.cluster(), markMeta|markTable)
 		}
 		return nil
 	})
@@ -107,6 +82,9 @@ func (c *census) refcountBlocks() error {
 // each calls f for n 8-byte entries at off.
 func (c *census) each(off, n int64, f func(i int64, entry uint64) error) error {
 	for i := int64(0); i < n; {
+		if err := c.stop(); err != nil {
+			return err
+		}
 		b, err := c.im.meta.view(off+i*8, (n-i)*8)
 		if err != nil {
 			return err
@@ -127,28 +105,24 @@ func (c *census) active() error {
 
 // disk counts an L1 table with all below it: the active one, or a snapshot's.
 func (c *census) disk(of string, l1, entries int64) error {
-	c.count("the L1 table"+of, l1, entries*8)
+	c.count("the L1 table"+of, l1, entries*8, markMeta)
 	return c.each(l1, entries, func(_ int64, entry uint64) error {
 		table := int64(entry & offsetMask)
 		switch {
 		case table == 0 && entry&l1Reserved == 0:
 			return nil
 		case entry&l1Reserved != 0:
-			c.found.corrupt("an L1 entry%s has reserved bits: %#x", of, entry)
+			c.corrupt("an L1 entry%s has reserved bits: %#x", of, entry)
 			return nil
 		case table%c.im.cluster() != 0:
-			c.found.corrupt("an L2 table's offset %#x is not aligned", table)
+			c.corrupt("an L2 table's offset %#x is not aligned", table)
 			return nil
-		case of == "" && c.met[table]:
+		case of == "" && c.refs.has(table/c.im.cluster(), markTable):
 			// Not read again: a file could name one table millions of times.
-			c.found.corrupt("the L2 table at %#x is named twice", table)
+			c.corrupt("the L2 table at %#x is named twice", table)
 			return nil
-		case !c.count("an L2 table"+of, table, c.im.cluster()):
+		case !c.count("an L2 table"+of, table, c.im.cluster(), claim(of, entry, markTable)):
 			return nil
-		}
-		if of == "" {
-			c.met[table] = true
-			c.expectCopied("an L2 table", table, entry)
 		}
 		return c.l2(of, table)
 	})
@@ -157,6 +131,9 @@ func (c *census) disk(of string, l1, entries int64) error {
 func (c *census) l2(of string, off int64) error {
 	size := c.im.entrySize()
 	for at := int64(0); at < c.im.cluster(); {
+		if err := c.stop(); err != nil {
+			return err
+		}
 		b, err := c.im.meta.view(off+at, c.im.cluster()-at)
 		if err != nil {
 			return err
@@ -171,45 +148,35 @@ func (c *census) l2(of string, off int64) error {
 }
 
 func (c *census) entry(of string, e l2Entry) {
-	for sub := 0; sub < 1 || c.im.extended && sub < subclusters; sub++ {
-		if _, err := c.im.kindOf(e, sub); err != nil {
-			c.found.corrupt("an L2 entry%s: %s", of, reasonOf(err))
-			return
-		}
+	if _, err := c.im.kindOf(e, 0); err != nil { // what is wrong is so for all subclusters
+		c.corrupt("an L2 entry%s: %s", of, reasonOf(err))
+		return
 	}
 	switch {
 	case e.compressed():
 		off, n := c.im.packed(e)
 		if e.desc&flagCopied != 0 {
-			c.found.corrupt("a compressed cluster has the flag of a refcount of one, at %#x", off)
+			c.corrupt("a compressed cluster has the flag of a refcount of one, at %#x", off)
 		}
-		c.countAs("compressed data"+of, off, n, packedMark)
-	case e.host() == 0:
-	case c.count("data"+of, e.host(), c.im.cluster()) && of == "":
-		c.expectCopied("a data cluster", e.host(), e.desc)
+		c.count("compressed data"+of, off, n, 0)
+	case e.host() != 0:
+		c.count("data"+of, e.host(), c.im.cluster(), claim(of, e.desc, 0))
 	}
 	if !e.compressed() && e.desc&l2Reserved != 0 {
-		c.found.corrupt("an L2 entry%s has reserved bits: %#x", of, e.desc)
+		c.corrupt("an L2 entry%s has reserved bits: %#x", of, e.desc)
 	}
 }
 
-// flagged is a cluster that an active entry says has a refcount of one, or not
-// of one. Which is right is known when all is counted.
-type flagged struct {
-	what   string
-	copied bool
-}
-
-func (c *census) expectCopied(what string, off int64, entry uint64) {
-	copied := entry&flagCopied != 0
-	// Only what differs from the rule for images without snapshots is kept: a list
-	// of all would be as long as the image has clusters.
-	if !copied || c.im.header.Snapshots > 0 {
-		if c.found.flags == nil {
-			c.found.flags = map[int64]flagged{}
-		}
-		c.found.flags[off/c.im.cluster()] = flagged{what, copied}
+// claim is m with what an entry of the disk as it is now says of the refcount of
+// what it names. Which claims are right is known when all is counted.
+func claim(of string, entry uint64, m mark) mark {
+	switch {
+	case of != "":
+		return 0 // the flag means nothing in a snapshot, and its tables may be shared
+	case entry&flagCopied != 0:
+		return m | markCopied
 	}
+	return m | markShared
 }
 
 // reasonOf is a format error's reason alone.
@@ -232,9 +199,9 @@ func (c *census) snapshots() error {
 		l1, entries := int64(binary.BigEndian.Uint64(b[:])), int64(binary.BigEndian.Uint32(b[8:]))
 		switch {
 		case l1 < 0 || l1%c.im.cluster() != 0 || entries*8 > maxL1Bytes:
-			c.found.corrupt("a snapshot's L1 table is at %#x with %d entries", l1, entries)
-		case entries > 0 && l1+entries*8 > c.im.fileSize:
-			c.found.corrupt("a snapshot's L1 table lies behind the end of the file")
+			c.corrupt("a snapshot's L1 table is at %#x with %d entries", l1, entries)
+		case entries > 0 && entries*8 > c.im.fileSize-l1:
+			c.corrupt("a snapshot's L1 table lies behind the end of the file")
 		default:
 			if err := c.disk(" of a snapshot", l1, entries); err != nil {
 				return err
@@ -244,12 +211,12 @@ func (c *census) snapshots() error {
 		extra := int64(binary.BigEndian.Uint32(b[36:]))
 		off += (40 + extra + id + name + 7) &^ 7
 		if off-int64(h.SnapshotsOffset) > maxSnapshotTable {
-			c.found.corrupt("the snapshot table is longer than %d bytes", maxSnapshotTable)
+			c.corrupt("the snapshot table is longer than %d bytes", maxSnapshotTable)
 			break
 		}
 	}
 	if h.Snapshots > 0 {
-		c.count("the snapshot table", int64(h.SnapshotsOffset), off-int64(h.SnapshotsOffset))
+		c.count("the snapshot table", int64(h.SnapshotsOffset), off-int64(h.SnapshotsOffset), markMeta)
 	}
 	return nil
 }
@@ -266,10 +233,10 @@ func (c *census) bitmaps() error {
 	}
 	n := int64(binary.BigEndian.Uint32(e.Data))
 	size, off := int64(binary.BigEndian.Uint64(e.Data[8:])), int64(binary.BigEndian.Uint64(e.Data[16:]))
-	c.count("the bitmap directory", off, size)
+	c.count("the bitmap directory", off, size, markMeta)
 	for end := off + size; n > 0; n-- {
-		if off+24 > end {
-			c.found.corrupt("the bitmap directory is too short")
+		if end-off < 24 {
+			c.corrupt("the bitmap directory is too short")
 			return nil
 		}
 		var b [24]byte
@@ -287,15 +254,15 @@ func (c *census) bitmaps() error {
 
 func (c *census) bitmap(table, entries int64) error {
 	if table%c.im.cluster() != 0 || entries > maxBitmapTable {
-		c.found.corrupt("a bitmap's table is at %#x with %d entries", table, entries)
+		c.corrupt("a bitmap's table is at %#x with %d entries", table, entries)
 		return nil
 	}
-	if !c.count("a bitmap's table", table, entries*8) {
+	if !c.count("a bitmap's table", table, entries*8, markMeta) {
 		return nil
 	}
 	return c.each(table, entries, func(_ int64, entry uint64) error {
 		if off := int64(entry & offsetMask); off != 0 {
-			c.count("a bitmap's data", off, c.im.cluster())
+			c.count("a bitmap's data", off, c.im.cluster(), markMeta)
 		}
 		return nil
 	})

@@ -1,6 +1,9 @@
 package qcow2
 
-import "fmt"
+import (
+	"context"
+	"fmt"
+)
 
 // Findings is what Check finds in an image.
 type Findings struct {
@@ -15,15 +18,10 @@ type Findings struct {
 	LeakedBytes    int64
 }
 
-// findings collects corruptions.
-type findings struct {
-	Findings
-	flags map[int64]flagged
-}
-
 const maxKept = 100
 
-func (f *findings) corrupt(format string, args ...any) {
+func (c *census) corrupt(format string, args ...any) {
+	f := &c.found
 	f.CorruptionCount++
 	if len(f.Corruptions) < maxKept {
 		f.Corruptions = append(f.Corruptions, fmt.Sprintf(format, args...))
@@ -31,76 +29,85 @@ func (f *findings) corrupt(format string, args ...any) {
 }
 
 // Check finds in a qcow2 image what "qemu-img check" finds: clusters that are
-// used more often than they are counted, or by two, tables that lead nowhere,
-// flags that contradict the counts, and leaks. An error means that it could not
-// be read, or is none that can be checked. Memory is bounded by what the file
-// uses: four bytes a cluster.
-func Check(src Source) (*Findings, error) {
+// used more often than they are counted, tables that lead nowhere, flags that
+// contradict the counts, and leaks; and beyond that metadata that something else
+// uses, too. An error means that the image could not be read, or is none that
+// can be checked: ErrFallback when it would take more memory than is good.
+func Check(ctx context.Context, src Source) (*Findings, error) {
 	im, err := Open(src)
 	if err != nil {
 		return nil, err
 	}
-	c, _, err := inspect(im)
+	c, _, err := inspect(ctx, im)
 	if err != nil {
 		return nil, err
 	}
-	return &c.found.Findings, nil
+	return &c.found, nil
 }
 
 // inspect takes the census and compares it with the refcounts.
-func inspect(im *Image) (*census, *refcounts, error) {
+func inspect(ctx context.Context, im *Image) (*census, *refcounts, error) {
 	r, err := openRefcounts(im)
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err := take(im)
+	c, err := take(ctx, im)
 	if err != nil {
 		return nil, nil, err
 	}
 	return c, r, c.compare(r)
 }
 
-// compare notes where refcounts and references differ.
-func (c *census) compare(r *refcounts) error {
-	err := c.differences(r, func(cluster int64, has, want uint64) error {
-		if has < want {
-			c.found.corrupt("cluster %d has a refcount of %d and %d references", cluster, has, want)
-			return nil
-		}
-		c.found.LeakedClusters++
-		c.found.LeakedBytes += c.im.cluster()
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for cluster, f := range c.found.flags {
-		n, err := r.get(cluster)
-		if err != nil {
-			return err
-		}
-		if f.copied != (n == 1) {
-			c.found.corrupt("%s at %#x has a refcount of %d, and its entry says otherwise", f.what, cluster*c.im.cluster(), n)
-		}
-	}
-	return nil
+// difference is a cluster that is not as its counts and flags say.
+type difference struct {
+	cluster   int64
+	has, want uint64 // refcount and references
+	marks     mark
 }
 
-// differences calls f for each cluster whose refcount is not its number of
-// references. It keeps none of the blocks that it reads.
-func (c *census) differences(r *refcounts, f func(cluster int64, has, want uint64) error) error {
+// wrong reports whether there is any.
+func (d difference) wrong() bool {
+	return d.has != d.want || d.marks&markMeta != 0 && d.want != 1 ||
+		d.marks&markCopied != 0 && d.has != 1 || d.marks&markShared != 0 && d.has == 1
+}
+
+// compare notes where refcounts and references differ.
+func (c *census) compare(r *refcounts) error {
+	return c.differences(r, func(d difference) error {
+		at := d.cluster * c.im.cluster()
+		if d.has > d.want {
+			c.found.LeakedClusters++
+			c.found.LeakedBytes += c.im.cluster()
+		}
+		switch {
+		case d.has < d.want:
+			c.corrupt("cluster %d has a refcount of %d and %d references", d.cluster, d.has, d.want)
+		case d.marks&markMeta != 0 && d.want != 1:
+			// Its refcount may be right. To write to one use would destroy the other.
+			c.corrupt("the metadata at %#x is used %d times", at, d.want)
+		case d.marks&markCopied != 0 && d.has != 1, d.marks&markShared != 0 && d.has == 1:
+			c.corrupt("the cluster at %#x has a refcount of %d, and its entry says otherwise", at, d.has)
+		}
+		return nil
+	})
+}
+
+// differences calls f for each cluster with one, in order of the refcount blocks.
+// It keeps none of the blocks that it reads.
+func (c *census) differences(r *refcounts, f func(difference) error) error {
 	block := make([]byte, c.im.cluster())
-	met := map[int64]bool{}
 	for i := range r.entries() {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
 		off, err := r.offset(i)
 		if err != nil {
-			c.found.corrupt("%s", reasonOf(err))
+			c.corrupt("%s", reasonOf(err))
 			continue
 		}
-		if off == 0 || met[off] { // the census tells of those named twice
+		if off == 0 || c.again[i] {
 			continue
 		}
-		met[off] = true
 		if err := c.im.meta.read(block, off); err != nil {
 			return fmt.Errorf("read refcount block %d: %w", i, err)
 		}
@@ -111,15 +118,15 @@ func (c *census) differences(r *refcounts, f func(cluster int64, has, want uint6
 	return c.uncounted(r, f)
 }
 
-func (c *census) differencesIn(r *refcounts, i int64, block []byte, f func(cluster int64, has, want uint64) error) error {
+func (c *census) differencesIn(r *refcounts, i int64, block []byte, f func(difference) error) error {
 	first := i * r.perBlock()
 	for n := range r.perBlock() {
-		has := count(block, r.order, n)
-		want, _ := c.refs.of(first + n)
-		if has == want {
+		want, marks := c.refs.of(first + n)
+		d := difference{first + n, count(block, r.order, n), want, marks}
+		if !d.wrong() {
 			continue
 		}
-		if err := f(first+n, has, want); err != nil {
+		if err := f(d); err != nil {
 			return err
 		}
 	}
@@ -127,18 +134,18 @@ func (c *census) differencesIn(r *refcounts, i int64, block []byte, f func(clust
 }
 
 // uncounted finds clusters in use for which there is no refcount block.
-func (c *census) uncounted(r *refcounts, f func(cluster int64, has, want uint64) error) error {
+func (c *census) uncounted(r *refcounts, f func(difference) error) error {
 	for page := range c.refs.pages {
-		for n := range int64(tallyPage) {
-			cluster := page*tallyPage + n
-			want, _ := c.refs.of(cluster)
+		for n := range int64(tallyClusters) {
+			cluster := page*tallyClusters + n
+			want, marks := c.refs.of(cluster)
 			if want == 0 {
 				continue
 			}
 			if off, err := r.offset(cluster / r.perBlock()); err == nil && off != 0 {
 				continue
 			}
-			if err := f(cluster, 0, want); err != nil {
+			if err := f(difference{cluster, 0, want, marks}); err != nil {
 				return err
 			}
 		}

@@ -28,11 +28,11 @@ func MergeDown(ctx context.Context, job MergeJob) (Result, error) {
 		return Result{}, err
 	}
 	m.sources, m.below = []*Image{job.Child}, NewChain()
-	m.plan = func(off int64) (*batch, int64, error) {
+	m.plan = func(ctx context.Context, off int64) (*batch, int64, error) {
 		m.old = NewChain(job.Child, m.im)
-		return planDown(m.im, job.Child, off)
+		return planDown(ctx, m.im, job.Child, off)
 	}
-	err = m.giveBackAfter(mergeDown(ctx, m, job.Child))
+	err = m.giveBackAfter(ctx, mergeDown(ctx, m, job.Child))
 	return m.result, err
 }
 
@@ -40,7 +40,7 @@ func mergeDown(ctx context.Context, m *mover, child *Image) error {
 	if err := canMergeDown(m.im, child); err != nil {
 		return err
 	}
-	if err := m.inspect(); err != nil {
+	if err := m.inspect(ctx); err != nil {
 		return err
 	}
 	if err := m.moveAll(ctx); err != nil {
@@ -51,13 +51,13 @@ func mergeDown(ctx context.Context, m *mover, child *Image) error {
 
 // MeasureDown is how much MergeDown would have to do. ErrFallback says why it
 // cannot be done.
-func MeasureDown(parent, child *Image) (Work, error) {
+func MeasureDown(ctx context.Context, parent, child *Image) (Work, error) {
 	var w Work
 	if err := canMergeDown(parent, child); err != nil {
 		return w, err
 	}
 	for off := int64(0); off < parent.virtual; {
-		b, next, err := planDown(parent, child, off)
+		b, next, err := planDown(ctx, parent, child, off)
 		if err != nil {
 			return w, err
 		}
@@ -92,9 +92,12 @@ func canMergeDown(parent, child *Image) error {
 }
 
 // planDown plans what the child has from off on.
-func planDown(parent, child *Image, off int64) (b *batch, next int64, err error) {
+func planDown(ctx context.Context, parent, child *Image, off int64) (b *batch, next int64, err error) {
 	b = newBatch(parent.geometry)
 	for off < child.virtual {
+		if err := ctx.Err(); err != nil {
+			return nil, 0, err
+		}
 		e, err := child.extent(off, child.virtual-off)
 		if err != nil {
 			return nil, 0, err

@@ -38,7 +38,7 @@ type mover struct {
 	sources []*Image // where pieces come from
 	old     *Chain   // what a guest reads where something is to be moved
 	below   *Chain   // what im will stand on
-	plan    func(off int64) (b *batch, next int64, err error)
+	plan    func(ctx context.Context, off int64) (b *batch, next int64, err error)
 
 	writer *writer
 	copier *copier
@@ -73,8 +73,8 @@ func (m *mover) step(label string) { m.Moving.Step(label) }
 
 // inspect finds where the file's clusters end. An image that is corrupt already
 // would get worse by being written to.
-func (m *mover) inspect() error {
-	c, refs, err := inspect(m.im)
+func (m *mover) inspect(ctx context.Context) error {
+	c, refs, err := inspect(ctx, m.im)
 	if err != nil {
 		return err
 	}
@@ -89,21 +89,18 @@ func (m *mover) inspect() error {
 
 // moveAll moves all that is planned.
 func (m *mover) moveAll(ctx context.Context) error {
-	if err := m.measure(); err != nil {
+	if err := m.measure(ctx); err != nil {
 		return err
 	}
-	return m.eachBatch(func(b *batch) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
+	return m.eachBatch(ctx, func(b *batch) error {
 		return m.move(ctx, b)
 	})
 }
 
 // eachBatch plans batch by batch. Each is planned by the image as it is then.
-func (m *mover) eachBatch(f func(*batch) error) error {
+func (m *mover) eachBatch(ctx context.Context, f func(*batch) error) error {
 	for off := int64(0); off < m.im.virtual; {
-		b, next, err := m.plan(off)
+		b, next, err := m.plan(ctx, off)
 		if err != nil {
 			return err
 		}
@@ -117,8 +114,8 @@ func (m *mover) eachBatch(f func(*batch) error) error {
 	return nil
 }
 
-func (m *mover) measure() error {
-	if err := m.eachBatch(func(b *batch) error { m.total.add(b); return nil }); err != nil {
+func (m *mover) measure(ctx context.Context) error {
+	if err := m.eachBatch(ctx, func(b *batch) error { m.total.add(b); return nil }); err != nil {
 		return err
 	}
 	m.result.Work = m.total
@@ -262,12 +259,13 @@ func (m *mover) reopen() error {
 }
 
 // giveBackAfter returns what was stored and not linked, after an error that leaves
-// no doubt about what is in the file.
-func (m *mover) giveBackAfter(err error) error {
+// no doubt about what is in the file. It does so also when ctx is at its end: it
+// takes as long as the inspection did.
+func (m *mover) giveBackAfter(ctx context.Context, err error) error {
 	if err == nil || errors.Is(err, ErrSync) || m.writer == nil {
 		return err
 	}
-	if back := Reclaim(m.file, m.oldEnd); back != nil {
+	if back := Reclaim(context.WithoutCancel(ctx), m.file, m.oldEnd); back != nil {
 		err = errors.Join(err, fmt.Errorf("clusters that are not used stay behind in the image: %w", back))
 	}
 	return err

@@ -63,12 +63,12 @@ func (w *writer) release(ctx context.Context) error {
 //
 // An image that is corrupt is left alone: what its tables do not tell might be
 // in use.
-func Reclaim(f File, oldEnd int64) error {
+func Reclaim(ctx context.Context, f File, oldEnd int64) error {
 	im, err := Open(f)
 	if err != nil {
 		return err
 	}
-	c, r, err := inspect(im)
+	c, r, err := inspect(ctx, im)
 	if err != nil {
 		return err
 	}
@@ -82,30 +82,41 @@ func Reclaim(f File, oldEnd int64) error {
 }
 
 // free lowers refcounts to the number of references. The counts are durable
-// before the file is cut off.
+// before the file is cut off. One block is in memory at a time: how many differ
+// is up to who wrote the image.
 func (c *census) free(f File, r *refcounts, oldEnd int64) error {
-	blocks := map[int64]bool{}
-	err := c.differences(r, func(cluster int64, _, want uint64) error {
-		// With references left, only clusters of compressed data can be counted
-		// less: for others the entries would have to say so, too.
-		if _, packed := c.refs.of(cluster); cluster*c.im.cluster() < oldEnd || want > 0 && !packed {
-			return nil
-		}
-		blocks[cluster/r.perBlock()] = true
-		return r.set(cluster, want)
-	})
-	if err != nil {
-		return err
-	}
-	for _, b := range r.changed() {
-		for _, w := range b.writes() {
-			if err := writeAt(f, w.data, w.off); err != nil {
-				return err
+	block, changed := int64(-1), false
+	flush := func() error {
+		for _, b := range r.changed() {
+			for _, w := range b.writes() {
+				if err := writeAt(f, w.data, w.off); err != nil {
+					return err
+				}
 			}
 		}
-	}
-	if len(blocks) == 0 {
+		r.blocks = map[int64]*table{}
 		return nil
+	}
+	err := c.differences(r, func(d difference) error {
+		// With references left, only clusters of compressed data can be counted
+		// less: for others the entries would have to say so, too.
+		if d.cluster*c.im.cluster() < oldEnd || d.want > 0 && d.marks != 0 {
+			return nil
+		}
+		if i := d.cluster / r.perBlock(); i != block {
+			if err := flush(); err != nil {
+				return err
+			}
+			block = i
+		}
+		changed = true
+		return r.set(d.cluster, d.want)
+	})
+	if err != nil || !changed {
+		return err
+	}
+	if err := flush(); err != nil {
+		return err
 	}
 	return syncFile(f)
 }

@@ -196,7 +196,7 @@ func (s *scene) reads(t testing.TB, data []byte) (done bool) {
 // sound checks the child's metadata, and its leaks where there may be none.
 func (s *scene) sound(t testing.TB, data []byte, leaks bool) {
 	t.Helper()
-	f, err := Check(&disk{data: data})
+	f, err := Check(context.Background(), &disk{data: data})
 	if err != nil {
 		t.Fatalf("%s: %v", s.name, err)
 	}
@@ -236,7 +236,7 @@ func (s *scene) qemuAgrees(t testing.TB, data []byte, leaks bool) {
 func (s *scene) completes(t testing.TB, data []byte) []byte {
 	t.Helper()
 	d := &disk{data: append([]byte{}, data...)}
-	if err := Reclaim(d, int64(len(s.child))); err != nil {
+	if err := Reclaim(context.Background(), d, int64(len(s.child))); err != nil {
 		t.Fatalf("%s: reclaim: %v", s.name, err)
 	}
 	s.reads(t, d.data)

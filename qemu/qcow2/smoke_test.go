@@ -68,7 +68,7 @@ func smoke(t *testing.T, o, po string) {
 	os.Rename(filepath.Join(dir, "a"), filepath.Join(dir, "gone"))
 	t.Logf("%s", run("qemu-img", "check", "b"))
 	run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", "before", "b")
-	f, err := Check(b.src)
+	f, err := Check(context.Background(), b.src)
 	if err != nil || f.CorruptionCount+int(f.LeakedClusters) > 0 {
 		t.Fatal(f, err)
 	}

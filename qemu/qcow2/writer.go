@@ -348,6 +348,9 @@ func (w *writer) allocate() error {
 	if err := w.addBlocks(); err != nil {
 		return err
 	}
+	if w.end > (offsetMask+sectorSize)>>w.im.clusterBits {
+		return fmt.Errorf("the file would be longer than offsets can tell: %w", ErrFallback)
+	}
 	for i := w.first; i < w.end; i++ {
 		n := uint64(1)
 		if shared := w.shared[i]; shared > 0 {
@@ -392,13 +395,14 @@ func (w *writer) addBlocks() error {
 		if last := (end - 1) / per; last >= w.refs.entries() {
 			// Half as long again, so that it does not grow with every batch.
 			table = ((last+1)*3/2*8 + w.im.cluster() - 1) / w.im.cluster()
+			// Asked here, or the blocks for a table of any size would be listed first.
+			if table*w.im.cluster() > maxRefcountBytes {
+				return fmt.Errorf("the refcount table would be longer than %d bytes: %w", maxRefcountBytes, ErrFallback)
+			}
 		}
 		if need = w.end + int64(len(missing)) + table; need > end {
 			end, need = need, need+1
 		}
-	}
-	if table*w.im.cluster() > maxRefcountBytes {
-		return fmt.Errorf("the refcount table would be longer than %d bytes: %w", maxRefcountBytes, ErrFallback)
 	}
 	at := w.end
 	if table > 0 {
