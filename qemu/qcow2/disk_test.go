@@ -57,7 +57,13 @@ type short struct {
 func (d *disk) WriteAt(p []byte, off int64) (int, error) {
 	err := d.ask("write")
 	if s := (short{}); errors.As(err, &s) {
-		p, err = p[:max(int(float64(len(p))*s.part), 1)], s.error
+		// Sectors are written in full: the page cache takes no less at once.
+		end := (off + int64(float64(len(p))*s.part)) / sectorSize * sectorSize
+		if err = s.error; end > off {
+			p = p[:end-off]
+		} else if err != nil {
+			return 0, err
+		}
 	} else if err != nil {
 		return 0, err
 	}

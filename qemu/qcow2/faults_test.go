@@ -110,6 +110,7 @@ func (s *scene) faulty(t *testing.T, f fault, n int) {
 		}
 	}
 	d.fail = nil
+	s.about = name
 	done := s.reads(t, d.data)
 	if f.absorbed && !done {
 		t.Fatalf("%s: not done", name)

@@ -20,7 +20,7 @@ type scene struct {
 	raw    int      // how many of them, the last ones, are raw
 	away   int      // how many go away
 	want   []byte   // what the guest reads
-	clean  *Findings
+	about  string   // what was done to it last, for messages
 }
 
 // kinds of scene: options of the child, of the parents, the disk's size.
@@ -185,10 +185,10 @@ func (s *scene) reads(t testing.TB, data []byte) (done bool) {
 	got := make([]byte, child.virtual)
 	chain := NewChain(append([]*Image{child}, s.below(t, first)...)...)
 	if _, err := chain.ReadAt(got, 0); err != nil {
-		t.Fatalf("%s: %v", s.name, err)
+		t.Fatalf("%s: %v %s", s.name, err, s.about)
 	}
 	if !bytes.Equal(got, s.want) {
-		t.Fatalf("%s: the guest reads something else (new parent: %v)", s.name, done)
+		t.Fatalf("%s: the guest reads something else (new parent: %v) %s", s.name, done, s.about)
 	}
 	return done
 }
@@ -198,7 +198,7 @@ func (s *scene) sound(t testing.TB, data []byte, leaks bool) {
 	t.Helper()
 	f, err := Check(context.Background(), &disk{data: data})
 	if err != nil {
-		t.Fatalf("%s: %v", s.name, err)
+		t.Fatalf("%s: %v %s", s.name, err, s.about)
 	}
 	if f.CorruptionCount > 0 {
 		t.Fatalf("%s: %q", s.name, f.Corruptions)
