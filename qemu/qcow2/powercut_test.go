@@ -5,23 +5,12 @@ import (
 	"flag"
 	"math/rand/v2"
 	"testing"
-	"time"
 )
 
-var (
-	seed = flag.Uint64("seed", 0, "seed of the random tests, 0 for a new one")
-	cuts = flag.Int("cuts", 1500, "power cuts that are simulated")
-)
+var cuts = flag.Int("cuts", 1500, "power cuts that are simulated")
 
 // dice are the random numbers of a test, by a seed that is logged.
-func dice(t testing.TB) *rand.Rand {
-	s := *seed
-	if s == 0 {
-		s = uint64(time.Now().UnixNano())
-	}
-	t.Logf("again: -run '%s$' -seed %d", t.Name(), s)
-	return rand.New(rand.NewPCG(s, 0))
-}
+func dice(t *testing.T) *rand.Rand { return rngOf(testSeed(t)) }
 
 // TestPowerCuts cuts the power at any moment of an absorb. Of what was written
 // since the last sync each sector of 512 bytes made it to the disk or did not.
