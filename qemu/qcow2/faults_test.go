@@ -42,6 +42,9 @@ var faults = []fault{
 	{call: "read", err: unix.EIO},
 }
 
+// at names the fault at the n-th call.
+func (f fault) at(n int) string { return fmt.Sprintf("%s %d: %v", f.call, n, f.err) }
+
 // inject makes the n-th call of the fault's kind fail.
 func (f fault) inject(d *disk, n int) {
 	met, broken := 0, false
@@ -95,7 +98,7 @@ func (s *scene) calls(t *testing.T) map[string]int {
 
 func (s *scene) faulty(t *testing.T, f fault, n int) {
 	t.Helper()
-	name := fmt.Sprintf("%s: %s %d: %v", s.name, f.call, n, f.err)
+	name := s.name + ": " + f.at(n)
 	d := &disk{data: append([]byte{}, s.child...)}
 	f.inject(d, n)
 	_, err := Absorb(context.Background(), s.job(t, d, true))

@@ -54,7 +54,7 @@ func scenes(t testing.TB, rng *rand.Rand) []scene {
 	var all []scene
 	for _, k := range sceneKinds {
 		s := scene{name: k.name, away: k.away}
-		dir := t.TempDir()
+		dir := quickDir(t)
 		s.make(t, dir, "l0", "", k.parents, k.size, rng)
 		s.make(t, dir, "l1", "l0", k.parents, k.size-32<<10, rng) // shorter than those above
 		s.make(t, dir, "l2", "l1", k.parents, k.size, rng)
@@ -211,7 +211,7 @@ func (s *scene) sound(t testing.TB, data []byte, leaks bool) {
 // qemuAgrees lets qemu-img look at the child.
 func (s *scene) qemuAgrees(t testing.TB, data []byte, leaks bool) {
 	t.Helper()
-	dir := t.TempDir()
+	dir := quickDir(t)
 	for i, b := range append([][]byte{data}, s.layers...) {
 		name := "child"
 		if i > 0 {
