@@ -26,6 +26,11 @@ type Job struct {
 	Progress func(done, total int64)
 	Limit    func(ctx context.Context, n int64) error
 
+	// Extended, when set, is called when the file is as long as it will get and
+	// nothing else of it is changed. It returns an error when somebody had opened
+	// the child before that: see extend. Who opens it later reads right.
+	Extended func() error
+
 	// Step, when set, is called with each of Labels on the way. Tests stop there.
 	Step func(label string)
 }
@@ -59,6 +64,7 @@ type absorb struct {
 	writer *writer
 	copier *copier
 	oldEnd int64 // the file's size at the start
+	length int64 // its size from extend to commit
 	total  Work
 	done   int64
 	result Result
@@ -68,11 +74,13 @@ type absorb struct {
 //
 //	inspect   the child's tables, all of them
 //	measure   what it needs
+//	extend    the file, to the most that this may take
 //	batch by batch:
 //	  store   data, new tables, counts: beyond the end of the file     sync
 //	  count   the refcount table                                       sync
 //	  verify  read it back
 //	  link    L2 and L1 entries                                        sync
+//	cut       the file behind the last cluster in use
 //	name      the backing name, in unused space                        sync
 //	commit    sector 0, in one write: the COMMIT POINT                 sync
 //
@@ -92,7 +100,7 @@ func Absorb(ctx context.Context, job Job) (Result, error) {
 	if err == nil || errors.Is(err, ErrSync) {
 		return a.result, err
 	}
-	if a.writer != nil {
+	if a.writer != nil && !errors.Is(err, ErrChanged) {
 		err = errors.Join(err, a.giveBack())
 	}
 	return a.result, err
@@ -130,6 +138,9 @@ func (a *absorb) run(ctx context.Context) error {
 		return err
 	}
 	if err := a.measure(); err != nil {
+		return err
+	}
+	if err := a.extend(); err != nil {
 		return err
 	}
 	for off := int64(0); off < a.child.virtual; {
@@ -222,6 +233,9 @@ func (a *absorb) move(ctx context.Context, b *batch) error {
 	if err := w.allocate(); err != nil {
 		return err
 	}
+	if w.end*w.im.cluster() > a.length {
+		return fmt.Errorf("it grows beyond %d bytes: %w", a.length, ErrFallback)
+	}
 	links, err := w.linkWrites()
 	if err != nil {
 		return err
@@ -247,10 +261,6 @@ func (a *absorb) store(ctx context.Context) error {
 	a.Step("ABSORB:STORE")
 	w := a.writer
 	a.copier.fresh = w.first * w.im.cluster()
-	// The new clusters are holes until they are written, and the last one is whole.
-	if err := a.Child.Truncate(max(w.end*w.im.cluster(), a.child.fileSize)); err != nil {
-		return fmt.Errorf("extend the file: %w", err)
-	}
 	for _, c := range w.copies {
 		if err := a.copier.copy(ctx, a.away.layers[c.layer], c); err != nil {
 			return err
@@ -322,6 +332,9 @@ func (a *absorb) count(ctx context.Context) error {
 // linked or not.
 func (a *absorb) link(ctx context.Context, links []write) error {
 	a.Step("ABSORB:LINK")
+	if err := a.unchanged(); err != nil {
+		return err
+	}
 	if err := a.writer.write(ctx, links); err != nil {
 		return err
 	}
@@ -347,6 +360,14 @@ func (a *absorb) commit(ctx context.Context) error {
 	a.Step("ABSORB:NAME")
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if err := a.unchanged(); err != nil {
+		return err
+	}
+	if end := max(a.writer.end*a.child.cluster(), a.oldEnd); end < a.length {
+		if err := a.Child.Truncate(end); err != nil {
+			return fmt.Errorf("cut the file off at %d: %w", end, err)
+		}
 	}
 	// The COMMIT POINT is inside: one write of sector 0.
 	if err := changeHeader(a.Child, a.header()); err != nil {
