@@ -18,15 +18,16 @@ type rebase struct {
 	look     bool // nothing is changed or locked: it is only measured
 	progress func(done, total int64)
 
-	dir     *os.File // the child's directory
-	child   *os.File // the child as it was, locked from lockChild on
-	header  chain.Header
-	atime   unix.Timespec               // when the child was last read by others than us
-	sizes   *qcow2.Header               // the same header's numbers
-	layers  map[chain.Path]*os.File     // the layers below it, old and new, locked
-	read    map[chain.Path]chain.Header // their headers
-	mounts  mounts
-	scratch *os.File // open since before the first write to it; see syncScratch
+	dir      *os.File // the child's directory
+	child    *os.File // the child as it was, locked from lockChild on
+	header   chain.Header
+	atime    unix.Timespec               // when the child was last read by others than us
+	modified unix.Timespec               // and written to
+	sizes    *qcow2.Header               // the same header's numbers
+	layers   map[chain.Path]*os.File     // the layers below it, old and new, locked
+	read     map[chain.Path]chain.Header // their headers
+	mounts   mounts
+	scratch  *os.File // open since before the first write to it; see syncScratch
 }
 
 // errDone ends the steps early: nothing is left to do.
@@ -38,8 +39,8 @@ func (w *rebase) run(ctx context.Context) error {
 		w.stoppedBefore,
 		w.checkJob,
 		w.openChild,
-		w.acceptDone,
 		w.lockChild,
+		w.acceptDone,
 		w.checkIdentity,
 		w.checkChild,
 		w.checkLayers,

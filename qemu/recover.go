@@ -42,7 +42,8 @@ func (w *rebase) reclaim(before chain.Identity) error {
 		}
 		return err
 	}
-	if err := w.settle(unix.NsecToTimespec(before.MTime)); !errors.Is(err, errDone) {
+	w.modified = unix.NsecToTimespec(before.MTime)
+	if err := w.settle(); !errors.Is(err, errDone) {
 		return err
 	}
 	return nil

@@ -97,6 +97,12 @@ func (tr *tree) write(p chain.Path, pattern, at string) {
 	tr.qemu("qemu-io", "-f", "qcow2", "-c", "write -P "+pattern+" "+at+" 1M", string(p))
 }
 
+// check fails on corruption and on leaks.
+func (tr *tree) check(p chain.Path) {
+	tr.t.Helper()
+	tr.qemu("qemu-img", "check", "-q", "-f", "qcow2", string(p))
+}
+
 // guest is a digest of what the image's guest reads.
 func (tr *tree) guest(p chain.Path) string {
 	tr.t.Helper()
