@@ -52,8 +52,11 @@ func (m *mover) longest() int64 {
 // another image in it.
 func (m *mover) unchanged() error {
 	now, err := Open(m.file)
-	if err != nil {
+	if format := (*FormatError)(nil); errors.As(err, &format) || errors.Is(err, ErrNotQcow2) {
 		return fmt.Errorf("%w: %w", ErrChanged, err)
+	}
+	if err != nil {
+		return err
 	}
 	want := *m.im.header
 	if t := m.writer.refs.table; t.fresh {

@@ -138,7 +138,7 @@ func (p *proof) absorb() string {
 	if out, err := p.try("qemu-img", "check", "-f", "qcow2", p.childLayer().name); err != nil {
 		p.t.Errorf("qemu-img check: %v\n%s", err, out)
 	}
-	if got, err := bitmapBytes(p.path(p.childLayer().name)); err != nil || got != p.bitmaps {
+	if got, err := bitmapBytes(p.path(p.childLayer().name)); !p.childLayer().dirty && (err != nil || got != p.bitmaps) {
 		p.t.Errorf("the bitmaps changed (%v): got\n%.2000s\nwant\n%.2000s", err, got, p.bitmaps)
 	}
 	return "native"
