@@ -18,6 +18,7 @@ type scenario struct {
 	childIO            []string
 	second             bool // the child lies on a second image that goes away
 	toFull             bool // the full goes away as well
+	raw                bool // the full is a raw file
 	bitmap, smallTable bool
 }
 
@@ -57,6 +58,7 @@ var scenarios = []scenario{
 		name: "compressed, zstd into zlib", child: "cluster_size=16k", away: "cluster_size=16k,compression_type=zstd",
 		awayIO: []string{"write -c -s p2 96k 208k", "write -c -s p3 480k 64k"},
 	},
+	{name: "on a raw file", child: "cluster_size=4k", away: "cluster_size=4k", raw: true},
 	{name: "two go away, with a bitmap", child: "cluster_size=4k", away: "cluster_size=1k", second: true, bitmap: true},
 }
 
@@ -81,7 +83,12 @@ func (s scenario) make(t *testing.T) *setting {
 	size := or(s.size, "1100k")
 	d.createOn("", "full", s.full, size)
 	d.io("full", orIO(s.fullIO, someFull)...)
-	d.createOn("full", "away", s.away, or(s.awaySize, size))
+	full, format := "full", "qcow2"
+	if s.raw {
+		full, format = "full.raw", "raw"
+		d.run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", "full", full)
+	}
+	d.createOn(full, "away", s.away, or(s.awaySize, size))
 	d.io("away", fitting(orIO(s.awayIO, someAway), s.awaySize != "")...)
 	gone, parent := []string{"away"}, "away"
 	if s.second {
@@ -95,9 +102,9 @@ func (s scenario) make(t *testing.T) *setting {
 	}
 	d.io("child", orIO(s.childIO, someChild)...)
 	set := &setting{
-		imageDir: d, name: s.name, oldName: parent, newName: "full", newFormat: "qcow2",
+		imageDir: d, name: s.name, oldName: parent, newName: full, newFormat: format,
 		child: contentOf(d.read("child")), guest: d.raw("child"), growsTheTable: s.smallTable,
-		below: []testLayer{{src: contentOf(d.read("full"))}},
+		below: []testLayer{{contentOf(d.read(full)), s.raw}},
 	}
 	for _, name := range gone {
 		set.away = append(set.away, testLayer{src: contentOf(d.read(name))})
@@ -114,7 +121,11 @@ func (d *imageDir) createOn(parent, name, options, size string) {
 	d.t.Helper()
 	args := []string{"qemu-img", "create", "-q", "-f", "qcow2"}
 	if parent != "" {
-		args = append(args, "-b", parent, "-F", "qcow2")
+		format := "qcow2"
+		if strings.HasSuffix(parent, ".raw") {
+			format = "raw"
+		}
+		args = append(args, "-b", parent, "-F", format)
 	}
 	if options != "" {
 		args = append(args, "-o", options)
