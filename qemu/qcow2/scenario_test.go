@@ -19,11 +19,15 @@ type scenario struct {
 	second             bool // the child lies on a second image that goes away
 	toFull             bool // the full goes away as well
 	raw                bool // the full is a raw file
+	longName           bool // the full's name does not fit into sector 0
 	bitmap, smallTable bool
 }
 
-// someIO leaves each image something of its own and shares something with each
-// other. Some ranges end inside clusters of any size.
+const someSize = "1100k"
+
+// What is written unless a scenario says otherwise: each image has something of its
+// own and shares something with each other. Some ranges end inside clusters of any
+// size.
 var (
 	someFull  = []string{"write -s p0 0 700k", "write -s p1 900k 100k"}
 	someAway  = []string{"write -s p2 100k 200k", "write -z 400k 100k", "write -s p3 600100 50001", "write -z 650k 3k"}
@@ -59,6 +63,7 @@ var scenarios = []scenario{
 		awayIO: []string{"write -c -s p2 96k 208k", "write -c -s p3 480k 64k"},
 	},
 	{name: "on a raw file", child: "cluster_size=4k", away: "cluster_size=4k", raw: true},
+	{name: "a name outside of sector 0", child: "cluster_size=4k", away: "cluster_size=4k", longName: true},
 	{name: "two go away, with a bitmap", child: "cluster_size=4k", away: "cluster_size=1k", second: true, bitmap: true},
 }
 
@@ -80,22 +85,9 @@ type setting struct {
 func (s scenario) make(t *testing.T) *setting {
 	t.Helper()
 	d := newImageDir(t)
-	size := or(s.size, "1100k")
-	d.createOn("", "full", s.full, size)
-	d.io("full", orIO(s.fullIO, someFull)...)
-	full, format := "full", "qcow2"
-	if s.raw {
-		full, format = "full.raw", "raw"
-		d.run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", "full", full)
-	}
-	d.createOn(full, "away", s.away, or(s.awaySize, size))
-	d.io("away", fitting(orIO(s.awayIO, someAway), s.awaySize != "")...)
-	gone, parent := []string{"away"}, "away"
-	if s.second {
-		d.createOn("away", "away2", s.away, size)
-		d.io("away2", "write -s p0 250k 60k", "write -z 0 5k")
-		gone, parent = []string{"away2", "away"}, "away2"
-	}
+	full, format := s.makeFull(d)
+	gone := s.makeAway(d, full)
+	size, parent := or(s.size, someSize), gone[0]
 	d.createOn(parent, "child", s.child, size)
 	if s.bitmap {
 		d.run("qemu-img", "bitmap", "--add", "-f", "qcow2", "child", "b")
@@ -115,6 +107,34 @@ func (s scenario) make(t *testing.T) *setting {
 	}
 	set.lookAtChild()
 	return set
+}
+
+// makeFull makes what stays.
+func (s scenario) makeFull(d *imageDir) (name, format string) {
+	name, format = "full", "qcow2"
+	if s.longName {
+		name += strings.Repeat("-long", 40)
+	}
+	d.createOn("", name, s.full, or(s.size, someSize))
+	d.io(name, orIO(s.fullIO, someFull)...)
+	if s.raw {
+		d.run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", name, "full.raw")
+		name, format = "full.raw", "raw"
+	}
+	return name, format
+}
+
+// makeAway makes what goes away, the child's parent first.
+func (s scenario) makeAway(d *imageDir, full string) []string {
+	size := or(s.size, someSize)
+	d.createOn(full, "away", s.away, or(s.awaySize, size))
+	d.io("away", fitting(orIO(s.awayIO, someAway), s.awaySize != "")...)
+	if !s.second {
+		return []string{"away"}
+	}
+	d.createOn("away", "away2", s.away, size)
+	d.io("away2", "write -s p0 250k 60k", "write -z 0 5k")
+	return []string{"away2", "away"}
 }
 
 func (d *imageDir) createOn(parent, name, options, size string) {
