@@ -68,11 +68,27 @@ func (c *cuts) list(n int, rng *rand.Rand) []powerCut {
 	}
 	rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	for len(all) < n {
-		i := rng.IntN(len(c.ends))
-		first := c.first(i)
-		all = append(all, powerCut{i, first + rng.IntN(c.ends[i]-first+1), keepings[rng.IntN(len(keepings))]})
+		all = append(all, c.random(rng.IntN(len(c.ends)), rng))
 	}
 	return all[:n]
+}
+
+// random is a cut in a stretch, half of them at its end. Of a few sectors each is
+// as likely kept as not: nearly none or nearly all would be the extremes again.
+func (c *cuts) random(stretch int, rng *rand.Rand) powerCut {
+	first, end := c.first(stretch), c.ends[stretch]
+	p := powerCut{stretch, end, keepings[rng.IntN(len(keepings))]}
+	if rng.IntN(2) == 0 {
+		p.event = first + rng.IntN(end-first+1)
+	}
+	sectors := 0
+	for _, e := range c.events[first:p.event] {
+		sectors += (len(e.data) + tornSector - 1) / tornSector
+	}
+	if sectors <= 8 && (p.keep == keepFew || p.keep == keepMost) {
+		p.keep = keepHalf
+	}
+	return p
 }
 
 // first is the index of a stretch's first event.

@@ -19,7 +19,7 @@ type scenario struct {
 	second             bool // the child lies on a second image that goes away
 	toFull             bool // the full goes away as well
 	raw                bool // the full is a raw file
-	longName           bool // the full's name does not fit into sector 0
+	longName           bool // the full's is
 	bitmap, smallTable bool
 }
 
@@ -63,7 +63,7 @@ var scenarios = []scenario{
 		awayIO: []string{"write -c -s p2 96k 208k", "write -c -s p3 480k 64k"},
 	},
 	{name: "on a raw file", child: "cluster_size=4k", away: "cluster_size=4k", raw: true},
-	{name: "a name outside of sector 0", child: "cluster_size=4k", away: "cluster_size=4k", longName: true},
+	{name: "a long name", child: "cluster_size=32k", away: "cluster_size=4k", longName: true},
 	{name: "two go away, with a bitmap", child: "cluster_size=4k", away: "cluster_size=1k", second: true, bitmap: true},
 }
 
