@@ -21,6 +21,9 @@ func (m *mover) extend() error {
 		return nil
 	}
 	m.length = max(m.longest()*m.im.cluster(), m.oldEnd)
+	if m.length > offsetMask+sectorSize {
+		return fmt.Errorf("the file would be longer than offsets can tell: %w", ErrFallback)
+	}
 	// All that is new is a hole until it is written, and the last cluster is whole.
 	if err := m.file.Truncate(m.length); err != nil {
 		return fmt.Errorf("extend the file: %w", err)
