@@ -76,6 +76,11 @@ func (im *Image) piece(off, n int64) (Extent, error) {
 		return Extent{}, err
 	}
 	e, err := im.entryExtent(im.entryOf(entries), off, n)
+	if err == nil && !im.extended {
+		like := im.followers(e.Kind, entries)
+		e.Length = min(e.Length+like*im.cluster(), n)
+		entries = entries[like*size:]
+	}
 	for entries = entries[size:]; err == nil && e.Length < n && int64(len(entries)) >= size && e.End()%im.cluster() == 0; entries = entries[size:] {
 		next, nextErr := im.entryExtent(im.entryOf(entries), e.End(), n-e.Length)
 		if nextErr != nil || !e.join(next) {
@@ -89,6 +94,26 @@ func (im *Image) piece(off, n int64) (Extent, error) {
 func (im *Image) emptyTables(l1 []byte) int64 {
 	n := int64(1)
 	for l1 = l1[8:]; len(l1) >= 8 && binary.BigEndian.Uint64(l1) == 0; l1 = l1[8:] {
+		n++
+	}
+	return n
+}
+
+// followers is how many entries behind the first go on as it begins: nothing, or
+// data in one piece. A table is mostly such runs, and there may be millions of
+// entries: here each costs one comparison.
+func (im *Image) followers(kind Kind, entries []byte) (n int64) {
+	desc, step := binary.BigEndian.Uint64(entries), uint64(0)
+	most := int64(len(entries))/8 - 1
+	switch {
+	case kind == Data:
+		step = uint64(im.cluster())
+		// Each must begin inside the file.
+		most = min(most, (im.fileSize-1-int64(desc&offsetMask))/im.cluster())
+	case desc != 0:
+		return 0
+	}
+	for n < most && binary.BigEndian.Uint64(entries[(n+1)*8:]) == desc+uint64(n+1)*step {
 		n++
 	}
 	return n
