@@ -3,16 +3,26 @@ package qcow2
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
+	"slices"
 )
 
 // census counts what refers to each cluster of an image's file: header, tables,
 // data, snapshots, bitmaps. It is what "qemu-img check" does (block/qcow2-refcount.c,
 // calculate_refcounts), and decides about every cluster that is changed or freed.
 type census struct {
-	im    *Image
-	refs  tally
-	met   map[int64]bool // tables that must be named once only
-	found findings
+	im     *Image
+	refs   tally
+	blocks map[int64]bool     // refcount blocks: each must be named once only
+	tables map[int64]*l2Table // by their offset
+	found  findings
+	spare  int64 // clusters before the last one in use that are counted, and nobody's
+}
+
+// l2Table is an L2 table and how often L1 tables name it. It is read once only:
+// a file could name one table millions of times.
+type l2Table struct {
+	active, snapshots uint32
 }
 
 // tally counts references by cluster, in pages: what a file says of its length,
@@ -23,55 +33,83 @@ type tally struct {
 }
 
 const (
-	tallyPage  = 4096
-	packedMark = 1 << 31 // compressed data is among the references
+	tallyPage   = 4096
+	packedMark  = 1 << 31 // compressed data is among the references
+	flaggedMark = 1 << 30 // an active entry says that the refcount is one
+	plainMark   = 1 << 29 // an active entry says that it is not
+	tallyMarks  = packedMark | flaggedMark | plainMark
+	tallyMost   = 1<<29 - 1 // this many references, or more
 )
 
-func (t *tally) add(cluster int64, mark uint32) {
+// add notes n references.
+func (t *tally) add(cluster int64, n, mark uint32) {
 	page := t.pages[cluster/tallyPage]
 	if page == nil {
 		page = new([tallyPage]uint32)
 		t.pages[cluster/tallyPage] = page
 	}
-	n := &page[cluster%tallyPage]
-	if *n&^packedMark < packedMark-1 {
-		*n++
-	}
-	*n |= mark
+	c := &page[cluster%tallyPage]
+	*c = min(*c&^tallyMarks+min(n, tallyMost), tallyMost) | *c&tallyMarks | mark
 	t.highest = max(t.highest, cluster)
 }
 
 // of is how many references a cluster has, and whether compressed data is among them.
 func (t *tally) of(cluster int64) (n uint64, packed bool) {
-	page := t.pages[cluster/tallyPage]
-	if page == nil {
-		return 0, false
+	c := t.at(cluster)
+	return uint64(c &^ tallyMarks), c&packedMark != 0
+}
+
+// contradicts reports whether an active entry says otherwise than a refcount:
+// stale is a flag that is missing, which costs nothing but a copy of the cluster
+// when it is written to.
+func (t *tally) contradicts(cluster int64, count uint64) (wrong, stale bool) {
+	c := t.at(cluster)
+	return c&flaggedMark != 0 && count != 1, c&plainMark != 0 && count == 1
+}
+
+func (t *tally) at(cluster int64) uint32 {
+	if page := t.pages[cluster/tallyPage]; page != nil {
+		return page[cluster%tallyPage]
 	}
-	c := page[cluster%tallyPage]
-	return uint64(c &^ packedMark), c&packedMark != 0
+	return 0
 }
 
 // take counts everything. The error is about reading; what is wrong with the
 // image is in found.
 func take(im *Image) (*census, error) {
-	c := &census{im: im, met: map[int64]bool{}, refs: tally{pages: map[int64]*[tallyPage]uint32{}, highest: -1}}
+	c := &census{
+		im: im, blocks: map[int64]bool{}, tables: map[int64]*l2Table{},
+		refs: tally{pages: map[int64]*[tallyPage]uint32{}, highest: -1},
+	}
 	h := im.header
 	c.count("the header", 0, 1)
 	c.count("the refcount table", int64(h.RefcountTableOffset), int64(h.RefcountTableClusters)<<h.ClusterBits)
-	for _, walk := range []func() error{c.refcountBlocks, c.active, c.snapshots, c.bitmaps} {
+	for _, walk := range []func() error{c.refcountBlocks, c.active, c.snapshots, c.l2Tables, c.bitmaps} {
 		if err := walk(); err != nil {
 			return nil, err
 		}
 	}
+	c.sharedBlocks()
 	return c, nil
+}
+
+// sharedBlocks finds refcount blocks that are something else, too. Their own
+// count may be right; the next change of any count in them destroys the other.
+func (c *census) sharedBlocks() {
+	for off := range c.blocks {
+		if n, _ := c.refs.of(off / c.im.cluster()); n > 1 {
+			c.found.corrupt("the refcount block at %#x is used %d times", off, n)
+		}
+	}
 }
 
 // count notes n bytes of metadata or data at off, and reports whether they are in
 // the file. One that ends less than a cluster behind the end of the file is, as
 // for qemu-img (qcow2_inc_refcounts_imrt).
-func (c *census) count(what string, off, n int64) bool { return c.countAs(what, off, n, 0) }
+func (c *census) count(what string, off, n int64) bool { return c.countAs(what, off, n, 1, 0) }
 
-func (c *census) countAs(what string, off, n int64, mark uint32) bool {
+// countAs notes the references of several entries.
+func (c *census) countAs(what string, off, n int64, entries, mark uint32) bool {
 	if n == 0 {
 		return true
 	}
@@ -81,7 +119,7 @@ func (c *census) countAs(what string, off, n int64, mark uint32) bool {
 		return false
 	}
 	for i := off / cluster; i <= (off+n-1)/cluster; i++ {
-		c.refs.add(i, mark)
+		c.refs.add(i, entries, mark)
 	}
 	return true
 }
@@ -94,10 +132,10 @@ func (c *census) refcountBlocks() error {
 		case entry == 0:
 		case entry&0x1ff != 0 || off%c.im.cluster() != 0:
 			c.found.corrupt("a refcount block's offset %#x is not aligned", entry)
-		case c.met[off]:
+		case c.blocks[off]:
 			c.found.corrupt("the refcount block at %#x is in the table twice", off)
 		default:
-			c.met[off] = true
+			c.blocks[off] = true
 			c.count("a refcount block", off, c.im.cluster())
 		}
 		return nil
@@ -125,90 +163,116 @@ func (c *census) active() error {
 	return c.disk("", int64(c.im.header.L1Offset), int64(c.im.header.L1Size))
 }
 
-// disk counts an L1 table with all below it: the active one, or a snapshot's.
+// disk counts an L1 table, the active one or a snapshot's, and the tables that
+// it names. What is wrong with an entry does not keep what it leads to from being
+// counted, as in qemu-img: it may be in use.
 func (c *census) disk(of string, l1, entries int64) error {
 	c.count("the L1 table"+of, l1, entries*8)
 	return c.each(l1, entries, func(_ int64, entry uint64) error {
-		table := int64(entry & offsetMask)
-		switch {
-		case table == 0 && entry&l1Reserved == 0:
-			return nil
-		case entry&l1Reserved != 0:
+		table, mark := int64(entry&offsetMask), uint32(0)
+		if entry&l1Reserved != 0 {
 			c.found.corrupt("an L1 entry%s has reserved bits: %#x", of, entry)
+		}
+		if table == 0 {
+			if entry == flagCopied { // QEMU takes the header for its table
+				c.found.corrupt("an L1 entry%s has a flag and no table", of)
+			}
 			return nil
-		case table%c.im.cluster() != 0:
+		}
+		if table%c.im.cluster() != 0 {
 			c.found.corrupt("an L2 table's offset %#x is not aligned", table)
-			return nil
-		case of == "" && c.met[table]:
-			// Not read again: a file could name one table millions of times.
-			c.found.corrupt("the L2 table at %#x is named twice", table)
-			return nil
-		case !c.count("an L2 table"+of, table, c.im.cluster()):
-			return nil
 		}
 		if of == "" {
-			c.met[table] = true
-			c.expectCopied("an L2 table", table, entry)
+			mark = markOf(entry)
 		}
-		return c.l2(of, table)
+		if !c.countAs("an L2 table"+of, table, c.im.cluster(), 1, mark) || table >= c.im.fileSize {
+			return nil
+		}
+		t := c.tables[table]
+		if t == nil {
+			t = &l2Table{}
+			c.tables[table] = t
+		}
+		if of == "" {
+			t.active = min(t.active+1, tallyMost)
+		} else {
+			t.snapshots = min(t.snapshots+1, tallyMost)
+		}
+		return nil
 	})
 }
 
-func (c *census) l2(of string, off int64) error {
-	size := c.im.entrySize()
-	for at := int64(0); at < c.im.cluster(); {
-		b, err := c.im.meta.view(off+at, c.im.cluster()-at)
+// markOf is what an active entry says about the refcount of where it leads.
+func markOf(entry uint64) uint32 {
+	if entry&flagCopied != 0 {
+		return flaggedMark
+	}
+	return plainMark
+}
+
+// l2Tables counts what the L2 tables name, once for each time that they are named.
+func (c *census) l2Tables() error {
+	for _, off := range slices.Sorted(maps.Keys(c.tables)) {
+		if err := c.l2(off, c.tables[off]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *census) l2(off int64, t *l2Table) error {
+	return eachEntry(c.im, off, func(_ int64, e l2Entry) error {
+		if e != (l2Entry{}) {
+			c.entry(t, e)
+		}
+		return nil
+	})
+}
+
+// eachEntry calls f for each entry of the L2 table at off. The end of the file is
+// the end of a table that is not aligned.
+func eachEntry(im *Image, off int64, f func(at int64, e l2Entry) error) error {
+	size := im.entrySize()
+	for at := off; at < min(off+im.cluster(), im.fileSize); {
+		b, err := im.meta.view(at, off+im.cluster()-at)
 		if err != nil {
 			return err
 		}
 		for ; int64(len(b)) >= size; b, at = b[size:], at+size {
-			if e := c.im.entryOf(b); e != (l2Entry{}) {
-				c.entry(of, e)
+			if err := f(at, im.entryOf(b)); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
 }
 
-func (c *census) entry(of string, e l2Entry) {
+func (c *census) entry(t *l2Table, e l2Entry) {
+	of, n, mark := "", t.active+t.snapshots, uint32(0)
+	if t.active == 0 {
+		of = " of a snapshot"
+	}
 	for sub := 0; sub < 1 || c.im.extended && sub < subclusters; sub++ {
 		if _, err := c.im.kindOf(e, sub); err != nil {
 			c.found.corrupt("an L2 entry%s: %s", of, reasonOf(err))
-			return
+			break
 		}
 	}
 	switch {
 	case e.compressed():
-		off, n := c.im.packed(e)
+		off, size := c.im.packed(e)
 		if e.desc&flagCopied != 0 {
 			c.found.corrupt("a compressed cluster has the flag of a refcount of one, at %#x", off)
 		}
-		c.countAs("compressed data"+of, off, n, packedMark)
-	case e.host() == 0:
-	case c.count("data"+of, e.host(), c.im.cluster()) && of == "":
-		c.expectCopied("a data cluster", e.host(), e.desc)
+		c.countAs("compressed data"+of, off, size, n, packedMark)
+	case e.host() != 0:
+		if t.active > 0 {
+			mark = markOf(e.desc)
+		}
+		c.countAs("data"+of, e.host(), c.im.cluster(), n, mark)
 	}
 	if !e.compressed() && e.desc&l2Reserved != 0 {
 		c.found.corrupt("an L2 entry%s has reserved bits: %#x", of, e.desc)
-	}
-}
-
-// flagged is a cluster that an active entry says has a refcount of one, or not
-// of one. Which is right is known when all is counted.
-type flagged struct {
-	what   string
-	copied bool
-}
-
-func (c *census) expectCopied(what string, off int64, entry uint64) {
-	copied := entry&flagCopied != 0
-	// Only what differs from the rule for images without snapshots is kept: a list
-	// of all would be as long as the image has clusters.
-	if !copied || c.im.header.Snapshots > 0 {
-		if c.found.flags == nil {
-			c.found.flags = map[int64]flagged{}
-		}
-		c.found.flags[off/c.im.cluster()] = flagged{what, copied}
 	}
 }
 
@@ -242,6 +306,9 @@ func (c *census) snapshots() error {
 		}
 		id, name := int64(binary.BigEndian.Uint16(b[12:])), int64(binary.BigEndian.Uint16(b[14:]))
 		extra := int64(binary.BigEndian.Uint32(b[36:]))
+		if h.Version >= 3 && extra < minSnapshotExtra || extra > maxSnapshotExtra {
+			c.found.corrupt("a snapshot has %d bytes of extra data", extra)
+		}
 		off += (40 + extra + id + name + 7) &^ 7
 		if off-int64(h.SnapshotsOffset) > maxSnapshotTable {
 			c.found.corrupt("the snapshot table is longer than %d bytes", maxSnapshotTable)
@@ -254,51 +321,8 @@ func (c *census) snapshots() error {
 	return nil
 }
 
-const maxSnapshotTable = 64 << 20 // QCOW_MAX_SNAPSHOTS_SIZE
-
-// bitmaps counts the persistent bitmaps (specification, "Bitmaps extension").
-// Without the autoclear bit they are stale and their clusters belong to nobody.
-func (c *census) bitmaps() error {
-	h := c.im.header
-	e := h.extension(ExtBitmaps)
-	if e == nil || h.Autoclear&1 == 0 {
-		return nil
-	}
-	n := int64(binary.BigEndian.Uint32(e.Data))
-	size, off := int64(binary.BigEndian.Uint64(e.Data[8:])), int64(binary.BigEndian.Uint64(e.Data[16:]))
-	c.count("the bitmap directory", off, size)
-	for end := off + size; n > 0; n-- {
-		if off+24 > end {
-			c.found.corrupt("the bitmap directory is too short")
-			return nil
-		}
-		var b [24]byte
-		if err := c.im.meta.read(b[:], off); err != nil {
-			return fmt.Errorf("read the bitmap directory: %w", err)
-		}
-		if err := c.bitmap(int64(binary.BigEndian.Uint64(b[:])), int64(binary.BigEndian.Uint32(b[8:]))); err != nil {
-			return err
-		}
-		name, extra := int64(binary.BigEndian.Uint16(b[18:])), int64(binary.BigEndian.Uint32(b[20:]))
-		off += (24 + extra + name + 7) &^ 7
-	}
-	return nil
-}
-
-func (c *census) bitmap(table, entries int64) error {
-	if table%c.im.cluster() != 0 || entries > maxBitmapTable {
-		c.found.corrupt("a bitmap's table is at %#x with %d entries", table, entries)
-		return nil
-	}
-	if !c.count("a bitmap's table", table, entries*8) {
-		return nil
-	}
-	return c.each(table, entries, func(_ int64, entry uint64) error {
-		if off := int64(entry & offsetMask); off != 0 {
-			c.count("a bitmap's data", off, c.im.cluster())
-		}
-		return nil
-	})
-}
-
-const maxBitmapTable = 0x8000000 // BME_MAX_TABLE_SIZE
+const (
+	maxSnapshotTable = 64 << 20 // QCOW_MAX_SNAPSHOTS_SIZE
+	minSnapshotExtra = 16       // specification, "Snapshots": in version 3
+	maxSnapshotExtra = 1024     // QCOW_MAX_SNAPSHOT_EXTRA_DATA
+)

@@ -9,17 +9,28 @@ type Findings struct {
 	Corruptions     []string
 	CorruptionCount int
 
+	// StaleFlags of the corruptions are no more than this: an entry does not say
+	// that it is the only one of its cluster, though it is. That costs a copy of
+	// the cluster when it is written to, and no data; RepairLeaks mends it.
+	StaleFlags int
+
 	// LeakedClusters are counted as used more often than they are. They cost
 	// space and no data.
 	LeakedClusters int64
 	LeakedBytes    int64
+
+	// Dirty: the image was not closed, and its refcounts may be stale. QEMU
+	// makes them right when it opens the image for writing; no data is lost.
+	Dirty bool
+
+	// Unrepairable is why RepairLeaks does not touch the image, whatever is
+	// leaked: a predicate ("has a header extension that is not known"), empty
+	// when it would.
+	Unrepairable string
 }
 
 // findings collects corruptions.
-type findings struct {
-	Findings
-	flags map[int64]flagged
-}
+type findings struct{ Findings }
 
 const maxKept = 100
 
@@ -34,7 +45,7 @@ func (f *findings) corrupt(format string, args ...any) {
 // used more often than they are counted, or by two, tables that lead nowhere,
 // flags that contradict the counts, and leaks. An error means that it could not
 // be read, or is none that can be checked. Memory is bounded by what the file
-// uses: four bytes a cluster.
+// uses: four bytes a cluster, and some for each L2 table.
 func Check(src Source) (*Findings, error) {
 	im, err := Open(src)
 	if err != nil {
@@ -44,7 +55,9 @@ func Check(src Source) (*Findings, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &c.found.Findings, nil
+	c.found.Dirty = im.header.Has(Dirty)
+	c.found.Unrepairable, err = unrepairable(im)
+	return &c.found.Findings, err
 }
 
 // inspect takes the census and compares it with the refcounts.
@@ -60,34 +73,44 @@ func inspect(im *Image) (*census, *refcounts, error) {
 	return c, r, c.compare(r)
 }
 
-// compare notes where refcounts and references differ.
+// compare notes where refcounts, references and flags differ. What is counted
+// behind the end of the file costs nothing, and qemu-img does not look there.
 func (c *census) compare(r *refcounts) error {
 	err := c.differences(r, func(cluster int64, has, want uint64) error {
-		if has < want {
+		wrong, stale := c.refs.contradicts(cluster, has)
+		switch {
+		case want == tallyMost:
+			c.found.corrupt("cluster %d has more references than can be counted", cluster)
+		case has < want:
 			c.found.corrupt("cluster %d has a refcount of %d and %d references", cluster, has, want)
-			return nil
+		case has > want && cluster*c.im.cluster() < c.im.fileSize:
+			c.found.LeakedClusters++
+			c.found.LeakedBytes += c.im.cluster()
+			if want == 0 && cluster < c.refs.highest {
+				c.spare++
+			}
 		}
-		c.found.LeakedClusters++
-		c.found.LeakedBytes += c.im.cluster()
+		if wrong {
+			c.found.corrupt("cluster %d has a refcount of %d, and its entry the flag of one", cluster, has)
+		}
+		switch {
+		case stale && has == want:
+			c.found.StaleFlags++
+		case stale:
+			c.found.corrupt("cluster %d has a refcount of one, and its entry not the flag of that", cluster)
+		}
 		return nil
 	})
-	if err != nil {
-		return err
+	// Last and in one sentence: they must not hide what is worse.
+	if n := c.found.StaleFlags; n > 0 && err == nil {
+		c.found.corrupt("%d entries do not have the flag of a refcount of one", n)
+		c.found.CorruptionCount += n - 1
 	}
-	for cluster, f := range c.found.flags {
-		n, err := r.get(cluster)
-		if err != nil {
-			return err
-		}
-		if f.copied != (n == 1) {
-			c.found.corrupt("%s at %#x has a refcount of %d, and its entry says otherwise", f.what, cluster*c.im.cluster(), n)
-		}
-	}
-	return nil
+	return err
 }
 
 // differences calls f for each cluster whose refcount is not its number of
-// references. It keeps none of the blocks that it reads.
+// references, or not what its entries say. It keeps none of the blocks that it reads.
 func (c *census) differences(r *refcounts, f func(cluster int64, has, want uint64) error) error {
 	block := make([]byte, c.im.cluster())
 	met := map[int64]bool{}
@@ -116,7 +139,7 @@ func (c *census) differencesIn(r *refcounts, i int64, block []byte, f func(clust
 	for n := range r.perBlock() {
 		has := count(block, r.order, n)
 		want, _ := c.refs.of(first + n)
-		if has == want {
+		if wrong, stale := c.refs.contradicts(first+n, has); has == want && !wrong && !stale {
 			continue
 		}
 		if err := f(first+n, has, want); err != nil {

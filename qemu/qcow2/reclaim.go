@@ -96,10 +96,8 @@ func (c *census) free(f File, r *refcounts, oldEnd int64) error {
 		return err
 	}
 	for _, b := range r.changed() {
-		for _, w := range b.writes() {
-			if err := writeAt(f, w.data, w.off); err != nil {
-				return err
-			}
+		if err := writeTable(f, b); err != nil {
+			return err
 		}
 	}
 	if len(blocks) == 0 {
