@@ -85,6 +85,7 @@ func (t *Tree) Plan(ctx context.Context, decide func(*Graph) Plan) (Plan, error)
 		return Plan{}, err
 	}
 	plan := t.decide(func() Plan { return decide(t.graph) })
+	t.measure(ctx, &plan)
 	err := t.allIdle(plan)
 	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
 		plan.Refusals, plan.Steps = refused.Refusals, nil
@@ -177,6 +178,7 @@ func (t *Tree) execute(ctx context.Context, plan Plan, decide func() Plan, repor
 	if !plan.hasImages() {
 		return t.unlinkAll(plan.Steps)
 	}
+	t.measure(ctx, &plan)
 	run, err := t.begin(plan, report)
 	if err != nil {
 		return err
@@ -220,7 +222,7 @@ func (t *Tree) identify(steps []Step) error {
 func (t *Tree) unlinkAll(steps []Step) error {
 	plan := Plan{Steps: steps}
 	for _, s := range steps {
-		if err := t.stillThat(plan, s); err != nil {
+		if err := t.stillThat(Operation{Plan: plan}, s); err != nil {
 			return err
 		}
 		if err := t.cfg.Files.Unlink(s.Path); err != nil {
@@ -267,7 +269,7 @@ func (t *Tree) begin(plan Plan, report func(Progress)) (*run, error) {
 func (t *Tree) absorb(ctx context.Context, run *run, decide func() Plan) error {
 	for try := 0; try < maxReplans; try++ {
 		for _, s := range run.op.Plan.Steps {
-			if s.Verb != StepRebase {
+			if s.Verb != StepRebase || s.Way == MergeDown {
 				continue
 			}
 			if err := t.rebase(ctx, run, s); err != nil {
@@ -282,6 +284,7 @@ func (t *Tree) absorb(ctx context.Context, run *run, decide func() Plan) error {
 			return err
 		}
 		if !plan.Rebases() {
+			run.op.Plan.dropMerges() // of a child that is gone
 			return nil
 		}
 		if !subset(plan.Chains, run.op.Plan.Chains) {
@@ -290,7 +293,11 @@ func (t *Tree) absorb(ctx context.Context, run *run, decide func() Plan) error {
 		if err := t.identify(plan.Steps); err != nil {
 			return err
 		}
+		t.measure(ctx, &plan)
 		run.op.Plan.Steps = plan.Steps
+		if plan.onlyMerges() {
+			return nil // they come with the deletion
+		}
 		if err := t.cfg.Journal.Record(run.op); err != nil {
 			return fmt.Errorf("journal the operation: %w", err)
 		}
@@ -328,7 +335,7 @@ func (t *Tree) job(op OpID, s Step) (RebaseJob, error) {
 	job := RebaseJob{
 		Op: op, Child: s.Path, Identity: im.Identity,
 		NewParent: s.NewParent, NewName: s.NewName, NewFormat: s.NewFormat,
-		Scratch: s.Path.Dir().Join(ScratchName(op, s.Path.Base())), Bytes: s.Bytes,
+		Scratch: scratchOf(op, s.Path), Bytes: s.Bytes,
 	}
 	line, _ := t.graph.Below(im)
 	job.Layers = layers(line)
@@ -364,33 +371,48 @@ func (t *Tree) commit(run *run) error {
 // complete unlinks the files of steps and ends the operation, of which gone
 // files were deleted before. It is not cancelled: the deletion stands.
 func (t *Tree) complete(run *run, steps []Step, gone int) error {
+	var unfinished error
 	for i, s := range steps {
 		if i > 0 && !t.lastWalk.recent() {
 			if _, err := t.survey(context.Background()); err != nil {
 				return t.giveUp(run, gone, err)
 			}
 		}
-		deleted, err := t.unlink(run.op.Plan, s)
+		deleted, err := t.unlink(run, s)
 		if deleted {
 			gone++
+		}
+		if errors.Is(err, ErrUnfinished) {
+			unfinished = err
+			continue
 		}
 		if err != nil {
 			return t.giveUp(run, gone, err)
 		}
 		run.stepDone(s)
 	}
+	if unfinished != nil {
+		// The files are deleted, durably, and every chain is whole. The journal
+		// still says committed, so that the next start completes the rest.
+		t.cfg.Log.Error("a merge is not finished", "op", run.op.ID, "err", unfinished)
+		return nil
+	}
 	return t.finish(run)
 }
 
 // unlink deletes one file, an image durably, and reports whether it is gone.
 // One that was gone already is success: this runs again after a crash.
-func (t *Tree) unlink(plan Plan, s Step) (gone bool, err error) {
-	err = t.stillThat(plan, s)
-	if isGone(err) {
+func (t *Tree) unlink(run *run, s Step) (gone bool, err error) {
+	merge := run.op.Plan.mergeOf(s.Path)
+	err = t.stillThat(run.op, s)
+	if isGone(err) && merge == nil {
 		return true, t.goneAlready(s)
 	}
-	if err != nil {
+	if err != nil && !isGone(err) {
 		return false, err
+	}
+	if merge != nil {
+		return t.merge(run, *merge, s)
 	}
 	if err := t.cfg.Files.Unlink(s.Path); err != nil {
 		return false, fmt.Errorf("unlink %s: %w", s.Path, err)
@@ -428,15 +450,15 @@ func (t *Tree) goneAlready(s Step) error {
 // stillThat checks right before the unlink that the file is the one that was
 // decided on, that nobody began to use it, and that no image appeared that
 // needs it and stays.
-func (t *Tree) stillThat(plan Plan, s Step) error {
+func (t *Tree) stillThat(op Operation, s Step) error {
 	e, err := t.cfg.Files.Stat(s.Path)
 	if err != nil {
 		return err
 	}
-	if !e.Identity.SameContent(s.Identity) {
+	if !e.Identity.SameContent(s.Identity) && !t.mergeBegan(op, s, e) {
 		return fmt.Errorf("%s: %w", s.Path, ErrChanged)
 	}
-	if err := t.stillUnneeded(plan, s.Path); err != nil || s.Image == 0 {
+	if err := t.stillUnneeded(op.Plan, s.Path); err != nil || s.Image == 0 {
 		return err
 	}
 	return t.errIdle(s.Path)
@@ -446,7 +468,7 @@ func (t *Tree) stillUnneeded(plan Plan, p Path) error {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	for _, im := range append(t.graph.Children(p), t.graph.needers[p]...) {
-		if !plan.deletes(im.Path) {
+		if m := plan.mergeOf(p); !plan.deletes(im.Path) && (m == nil || m.Path != im.Path) {
 			return fmt.Errorf("%s appeared, which needs %s: %w", im.Path, p, ErrChanged)
 		}
 	}
@@ -530,7 +552,7 @@ func (t *Tree) sweep(op Operation) error {
 		if s.Verb != StepRebase {
 			continue
 		}
-		scratch := s.Path.Dir().Join(ScratchName(op.ID, s.Path.Base()))
+		scratch := scratchOf(op.ID, s.Path)
 		if err := t.cfg.Files.Unlink(scratch); err != nil && !isGone(err) {
 			return fmt.Errorf("remove the scratch file %s: %w", scratch, err)
 		}

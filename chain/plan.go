@@ -2,6 +2,7 @@ package chain
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -29,12 +30,22 @@ type Step struct {
 	Image    ImageID  `json:"image,omitzero"` // zero for a file that is no image
 	Path     Path     `json:"path"`
 	Identity Identity `json:"identity"` // the file as it was when the plan was made
-	Bytes    int64    `json:"bytes"`    // rebase: at most this much is copied; unlink: this much is freed
+	Bytes    int64    `json:"bytes"`    // rebase: this much is copied; unlink: this much is freed
 
 	// For a rebase: what it stands on after it.
 	NewParent Path   `json:"new_parent,omitempty"`
 	NewName   Path   `json:"new_name,omitempty"`
 	NewFormat Format `json:"new_format,omitempty"`
+
+	// For a rebase that was measured, how it is done. Without a way Bytes is an
+	// upper bound.
+	AtMost bool   `json:"at_most,omitempty"` // Bytes is an upper bound all the same
+	Way    Way    `json:"way,omitempty"`
+	Why    string `json:"why,omitempty"`
+
+	// Merges is the image that takes this one's place when the way is MergeDown.
+	// The step is then carried out when that image is unlinked.
+	Merges Path `json:"merges,omitempty"`
 }
 
 // Refusal is why a path cannot be deleted.
@@ -55,11 +66,21 @@ type Plan struct {
 	Idle []Path `json:"idle,omitempty"`
 }
 
-// Copies is the number of bytes the plan copies at most.
+// Copies is the number of bytes the plan copies, at most where it was not measured.
 func (p *Plan) Copies() int64 { return p.sum(StepRebase) }
 
 // Frees is the number of bytes the plan's deletions give back.
 func (p *Plan) Frees() int64 { return p.sum(StepUnlink) }
+
+// Exact reports whether Copies is what will be copied and not an upper bound.
+func (p *Plan) Exact() bool {
+	for _, s := range p.Steps {
+		if s.Verb == StepRebase && (s.AtMost || s.Way == "") {
+			return false
+		}
+	}
+	return true
+}
 
 func (p *Plan) sum(v Verb) int64 {
 	var n int64
@@ -79,6 +100,32 @@ func (p *Plan) Rebases() bool {
 		}
 	}
 	return false
+}
+
+// onlyMerges reports whether no rebase is left to be done before the commit.
+func (p *Plan) onlyMerges() bool {
+	for _, s := range p.Steps {
+		if s.Verb == StepRebase && s.Way != MergeDown {
+			return false
+		}
+	}
+	return true
+}
+
+// dropMerges takes back that images are merged downwards: they are unlinked.
+func (p *Plan) dropMerges() {
+	p.Steps = slices.DeleteFunc(p.Steps, func(s Step) bool { return s.Way == MergeDown })
+}
+
+// mergeOf is the step that replaces a child by the image at path, nil when that
+// is simply unlinked.
+func (p *Plan) mergeOf(path Path) *Step {
+	for i, s := range p.Steps {
+		if s.Way == MergeDown && s.Merges == path {
+			return &p.Steps[i]
+		}
+	}
+	return nil
 }
 
 // unlinks are the steps that delete.
@@ -135,10 +182,28 @@ func (s Step) String() string {
 	switch {
 	case s.Verb == StepUnlink:
 		return fmt.Sprintf("unlink %s (frees %s)", s.Path, Size(s.Bytes))
+	case s.Way == MergeDown:
+		return fmt.Sprintf("merge %s down into %s, which takes its place (copies %s; %s)", s.Path, s.Merges, Size(s.Bytes), s.Why)
 	case s.NewParent == "":
-		return fmt.Sprintf("rebase %s onto nothing: it becomes a full (copies at most %s)", s.Path, Size(s.Bytes))
+		return fmt.Sprintf("rebase %s onto nothing: it becomes a full (%s)", s.Path, s.effort())
 	}
-	return fmt.Sprintf("rebase %s onto %s (copies at most %s)", s.Path, s.NewParent, Size(s.Bytes))
+	return fmt.Sprintf("rebase %s onto %s (%s)", s.Path, s.NewParent, s.effort())
+}
+
+// effort says how a rebase is done.
+func (s Step) effort() string {
+	copies := "copies "
+	if s.AtMost || s.Way == "" {
+		copies += "at most "
+	}
+	copies += Size(s.Bytes)
+	switch {
+	case s.Way == "":
+		return copies
+	case s.Why == "":
+		return copies + ", " + string(s.Way)
+	}
+	return fmt.Sprintf("%s, %s: %s", copies, s.Way, s.Why)
 }
 
 // Size prints a number of bytes in binary units: "1.5 GiB".

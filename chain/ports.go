@@ -2,6 +2,7 @@ package chain
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 )
@@ -111,7 +112,31 @@ type RebaseJob struct {
 	NewFormat Format
 	Scratch   Path // where to build the replacement: hidden, beside the child
 	Bytes     int64
+
+	// Merge is the same job done the other way, where the chain allows it.
+	Merge *MergeJob
 }
+
+// MergeJob is an image that is deleted by taking over what its only child has and
+// taking the child's place.
+//
+// The parent is deleted for its user once its name is gone; until then the job
+// can be undone, and afterwards it can only be completed. The scratch name is the
+// parent's from before the one moment to behind the other.
+type MergeJob struct {
+	Op       OpID
+	Child    Path
+	Before   Identity // the child as it was when it was planned
+	Parent   Path
+	Identity Identity // the parent as it was when it was planned
+	NewName  Path     // the parent's own backing name, as it is right in both directories
+	Format   Format
+	Scratch  Path // the parent's hidden name, beside the child
+}
+
+// ErrUnfinished: the file is deleted, and what is left to do is done when the
+// tree is opened again.
+var ErrUnfinished = errors.New("deleted; the merge is completed at the next mount")
 
 // Layer is an image below another.
 type Layer struct {
@@ -120,11 +145,41 @@ type Layer struct {
 	Backing Path // its backing name as its header has it
 }
 
+// Way is how a rebase is done.
+type Way string
+
+// The ways.
+const (
+	InPlace   Way = "in place"  // the child's file takes what it needs
+	ByCopy    Way = "by a copy" // a copy of the child is rebased and takes its place
+	MergeDown Way = "downwards" // the parent takes what the child has, and its place
+)
+
+// Effort is what a rebase takes.
+type Effort struct {
+	Bytes  int64  `json:"bytes"`             // to be copied
+	AtMost bool   `json:"at_most,omitempty"` // Bytes is an upper bound
+	Way    Way    `json:"way,omitempty"`
+	Why    string `json:"why,omitempty"` // the reason, where it is not the usual way
+}
+
 // Rebaser changes what one image stands on and nothing of what its guest reads.
 type Rebaser interface {
+	// Measure tells what a job would take. It changes nothing.
+	Measure(ctx context.Context, job RebaseJob) (Effort, error)
+
 	// Rebase returns nil once the child durably stands on its new parent. On
-	// any error the child is as it was; the scratch file may be left.
+	// any error the child reads as before; the scratch file may be left.
 	Rebase(ctx context.Context, job RebaseJob, progress func(done, total int64)) error
+
+	// MergeDown carries out job.Merge of a job that was measured as MergeDown. It
+	// may be called again after a crash and any error. Before the parent's name is
+	// gone an error leaves all as it was; afterwards it is ErrUnfinished.
+	MergeDown(ctx context.Context, job MergeJob, progress func(done, total int64)) error
+
+	// Recover gives back space that an interrupted Rebase of the child took.
+	// before is the child as it was then.
+	Recover(ctx context.Context, child Path, before Identity) error
 }
 
 // ImageReport is what is wrong inside an image.

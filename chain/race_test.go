@@ -16,7 +16,7 @@ import (
 )
 
 // quietRebaser is the toy rebaser without steps, for many goroutines.
-type quietRebaser struct{ w *world }
+type quietRebaser struct{ *toyRebaser }
 
 func (r quietRebaser) Rebase(ctx context.Context, job chain.RebaseJob, _ func(done, total int64)) error {
 	time.Sleep(time.Millisecond)
@@ -42,7 +42,7 @@ func TestConcurrent(t *testing.T) {
 			}
 		}
 	}
-	do(t, w.reopen(func(c *chain.Config) { c.Rebaser = quietRebaser{w}; c.Step = nil }))
+	do(t, w.reopen(func(c *chain.Config) { c.Rebaser = quietRebaser{&toyRebaser{w}}; c.Step = nil }))
 	w.put("q0", "x")
 	w.put("q1", "x")
 	var mu sync.Mutex

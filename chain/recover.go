@@ -3,6 +3,7 @@ package chain
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -10,7 +11,8 @@ import (
 // written, after a survey of the tree:
 //
 //   - prepared: nothing was deleted and nothing acknowledged. It is undone: its
-//     scratch files go. Children that had absorbed stay on their new parents.
+//     scratch files go, and what a child had taken in and not made use of is given
+//     back. Children that had absorbed stay on their new parents.
 //   - committed: every child is durable on its new parent. What is left is
 //     unlinked, after the same checks as the first time.
 //
@@ -36,6 +38,7 @@ func (t *Tree) recoverOne(ctx context.Context, op Operation) error {
 		if err := t.sweep(op); err != nil {
 			t.cfg.Log.Error("a scratch file could not be removed", "op", op.ID, "err", err) // check finds it
 		}
+		t.giveBack(ctx, op)
 		run.op.State, run.op.Ended, run.op.Error = Undone, time.Now(), "chainfs was stopped while it ran"
 		if t.rebased(op) {
 			run.op.State, run.op.Error = Done, ""
@@ -52,6 +55,23 @@ func (t *Tree) recoverOne(ctx context.Context, op Operation) error {
 	}
 	_ = t.complete(run, left, gone)
 	return nil
+}
+
+// giveBack frees space that interrupted rebases took. What is not given back is
+// found by check --images.
+func (t *Tree) giveBack(ctx context.Context, op Operation) {
+	for _, s := range op.Plan.Steps {
+		if s.Verb != StepRebase {
+			continue
+		}
+		err := t.cfg.Rebaser.Recover(ctx, s.Path, s.Identity)
+		if err == nil {
+			err = t.Changed(s.Path)
+		}
+		if err != nil && !isGone(err) {
+			t.cfg.Log.Warn("space that an interrupted rebase took could not be given back", "image", s.Path, "err", err)
+		}
+	}
 }
 
 // rebased reports whether a rebase had replaced its image before it was interrupted.
@@ -75,6 +95,8 @@ func (t *Tree) recheck(ctx context.Context, op Operation) (left []Step, err erro
 	for _, s := range op.Plan.unlinks() {
 		e, err := t.cfg.Files.Stat(s.Path)
 		switch {
+		case isGone(err) && op.Plan.mergeOf(s.Path) != nil:
+			left = append(left, s) // deleted, and perhaps not merged in full
 		case isGone(err) || err == nil && s.Image == 0 && !e.Identity.SameContent(s.Identity):
 		case err != nil:
 			return left, err
@@ -86,10 +108,23 @@ func (t *Tree) recheck(ctx context.Context, op Operation) (left []Step, err erro
 	if err := plan.Err(); err != nil {
 		return left, err
 	}
-	if plan.Rebases() {
+	if !op.Plan.merges(plan) {
 		return left, fmt.Errorf("%s got a child while chainfs was not running: %w", plan.Paths[0], ErrChanged)
 	}
 	return left, nil
+}
+
+// merges reports whether the rebases of a newer plan are all merges of this one.
+func (p *Plan) merges(newer Plan) bool {
+	for _, s := range newer.Steps {
+		if s.Verb != StepRebase {
+			continue
+		}
+		if !slices.ContainsFunc(p.Steps, func(m Step) bool { return m.Way == MergeDown && m.Path == s.Path }) {
+			return false
+		}
+	}
+	return true
 }
 
 func (t *Tree) sweepLeftovers() error {

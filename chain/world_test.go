@@ -183,6 +183,16 @@ func (r *toyRebaser) Rebase(ctx context.Context, job chain.RebaseJob, _ func(don
 	return nil
 }
 
+func (r *toyRebaser) Measure(_ context.Context, job chain.RebaseJob) (chain.Effort, error) {
+	return chain.Effort{Bytes: job.Bytes, AtMost: true, Way: chain.ByCopy}, nil
+}
+
+func (r *toyRebaser) MergeDown(context.Context, chain.MergeJob, func(done, total int64)) error {
+	return errors.ErrUnsupported // never planned: Measure does not choose it
+}
+
+func (r *toyRebaser) Recover(context.Context, chain.Path, chain.Identity) error { return nil }
+
 func (w *world) path(p chain.Path) string { return filepath.Join(w.dir, string(p)) }
 
 func (w *world) file(p chain.Path) []byte {

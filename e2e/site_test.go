@@ -18,13 +18,15 @@ import (
 
 // site is a tree with a mount of it, as an administrator has it.
 type site struct {
-	t     *testing.T
-	tree  string
-	mnt   string
-	store string
-	refs  string            // flattened copies of the images, outside the tree
-	want  map[string]string // image to its flattened copy: what it must read as
-	fail  string            // CHAINFS_FAIL for the next daemon
+	t      *testing.T
+	tree   string
+	mnt    string
+	store  string
+	refs   string            // flattened copies of the images, outside the tree
+	want   map[string]string // image to its flattened copy: what it must read as
+	fail   string            // CHAINFS_FAIL for the next daemon
+	leaks  bool              // images may have leaks: something was cut off and not recovered
+	byCopy bool              // the next daemon does no rebase in place
 }
 
 // newSite makes an empty tree; nothing is mounted yet.
@@ -54,6 +56,9 @@ func (s *site) tryMount(options ...string) (string, error) {
 	cmd.Env = os.Environ()
 	if s.fail != "" {
 		cmd.Env = append(cmd.Env, "CHAINFS_FAIL="+s.fail)
+	}
+	if s.byCopy {
+		cmd.Env = append(cmd.Env, "CHAINFS_BY_COPY=1")
 	}
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -220,7 +225,10 @@ func (s *site) raw(name string) {
 
 func (s *site) remember(name string) {
 	s.t.Helper()
-	ref := filepath.Join(s.refs, fmt.Sprint(len(s.want)))
+	ref := s.want[name]
+	if ref == "" {
+		ref = filepath.Join(s.refs, fmt.Sprint(len(s.want)))
+	}
 	s.run("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", filepath.Join(s.tree, name), ref)
 	s.want[name] = ref
 }
@@ -265,7 +273,8 @@ func (s *site) intactIn(at string) {
 		if r := command(s.t, "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", file, ref); r.code != 0 {
 			s.t.Errorf("%s does not read as before: %s%s", name, r.out, r.err)
 		}
-		if r := command(s.t, "qemu-img", "check", "-q", "-f", "qcow2", file); r.code != 0 {
+		const leaks = 3 // the exit status of qemu-img check when there is nothing worse
+		if r := command(s.t, "qemu-img", "check", "-q", "-f", "qcow2", file); r.code != 0 && (!s.leaks || r.code != leaks) {
 			s.t.Errorf("%s is damaged: %s%s", name, r.out, r.err)
 		}
 	}

@@ -8,7 +8,9 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/chainfs/chainfs/chain"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,9 +32,31 @@ func (w *rebase) copyAttributes(context.Context) error {
 	if err := unix.Fchmod(fd, st.Mode&0o7777); err != nil {
 		return fmt.Errorf("set the mode of %s: %w", w.job.Scratch, err)
 	}
-	times := []unix.Timespec{w.atime, st.Mtim}
-	if err := unix.UtimesNanoAt(int(w.dir.Fd()), w.job.Scratch.Base(), times, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("set the times of %s: %w", w.job.Scratch, err)
+	return w.setTimes(w.job.Scratch, w.modified)
+}
+
+// mtimeStep is by how much a rebase moves an image's modification time.
+//
+// The file did change, and what keeps replicas of the tree (rsync compares size
+// and time, in seconds) must see that: a replica with the old header would name a
+// parent that is gone. But the backup is as old as it was, and retention by age
+// ("find -mtime") must not take it for a new one.
+const mtimeStep = 2 * time.Second
+
+// setTimes gives the file p, beside the child, the time of the child's last
+// access and one a step after its last modification.
+func (w *rebase) setTimes(p chain.Path, modified unix.Timespec) error {
+	next := time.Unix(modified.Unix()).Add(mtimeStep)
+	if now := time.Now(); next.After(now) {
+		next = now
+	}
+	mtime, err := unix.TimeToTimespec(next)
+	if err != nil {
+		return fmt.Errorf("set the times of %s: %w", p, err)
+	}
+	times := []unix.Timespec{w.atime, mtime}
+	if err := unix.UtimesNanoAt(int(w.dir.Fd()), p.Base(), times, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("set the times of %s: %w", p, err)
 	}
 	return nil
 }

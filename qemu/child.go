@@ -31,7 +31,7 @@ func (w *rebase) openChild(context.Context) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return fmt.Errorf("%s is not a regular file: %w", w.job.Child, chain.ErrChanged)
 	}
-	w.atime = st.Atim
+	w.atime, w.modified = st.Atim, st.Mtim
 	if w.header, err = (Inspector{}).Inspect(w.child, st.Size); err != nil {
 		return fmt.Errorf("read the header of %s: %w", w.job.Child, err)
 	}
@@ -60,14 +60,28 @@ func (w *rebase) acceptDone(context.Context) error {
 			return err
 		}
 	}
-	if err := w.child.Sync(); err != nil {
-		w.stop(err)
-		return fmt.Errorf("sync %s: %w", w.job.Child, err)
+	if err := w.confirm(); err != nil {
+		return err
 	}
 	if err := w.syncReplaced(w.child); err != nil {
 		return err
 	}
 	return errDone
+}
+
+// confirm makes the header durable that names the new parent. The run that wrote
+// it may have met an error of its sync: then the kernel has it, and the disk not.
+func (w *rebase) confirm() error {
+	f, err := w.openForWriting()
+	if err != nil {
+		return err
+	}
+	defer f.Close() // SetBacking syncs
+	err = qcow2.SetBacking(qcow2.OSFile{File: f}, string(w.job.NewName), string(w.job.NewFormat))
+	if errors.Is(err, qcow2.ErrSync) {
+		w.stop(err)
+	}
+	return err
 }
 
 func (w *rebase) standsOnTarget(h chain.Header) bool {

@@ -36,7 +36,7 @@ func (c *Images) CheckImage(ctx context.Context, p chain.Path) (chain.ImageRepor
 	if err != nil {
 		return chain.ImageReport{}, err
 	}
-	found, err := qcow2.Check(&patient{qcow2.OSFile{File: f}, ctx})
+	found, err := qcow2.Check(ctx, qcow2.OSFile{File: f})
 	if ctx.Err() != nil {
 		return chain.ImageReport{}, ctx.Err()
 	}
@@ -112,7 +112,7 @@ func (c *Images) RepairLeaks(ctx context.Context, p chain.Path, identity chain.I
 			return 0, errors.Join(err, f.Close())
 		}
 	}
-	freed, err = qcow2.RepairLeaks(&patient{qcow2.OSFile{File: f}, ctx})
+	freed, err = qcow2.RepairLeaks(ctx, qcow2.OSFile{File: f})
 	if err != nil {
 		err = fmt.Errorf("repair %s: %w", p, err)
 	}
@@ -154,24 +154,4 @@ func lockUnused(f *os.File, p chain.Path) error {
 		return refuseInUse(p, use)
 	}
 	return nil
-}
-
-// patient is a file whose reading ends with the caller's wish. A repair is not
-// cut short once it has begun to write: nothing would be lost, but it would have
-// to be done again.
-type patient struct {
-	qcow2.OSFile
-	ctx context.Context
-}
-
-func (f *patient) ReadAt(p []byte, off int64) (int, error) {
-	if err := f.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return f.OSFile.ReadAt(p, off)
-}
-
-func (f *patient) WriteAt(p []byte, off int64) (int, error) {
-	f.ctx = context.WithoutCancel(f.ctx)
-	return f.OSFile.WriteAt(p, off)
 }

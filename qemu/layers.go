@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path"
 
 	"github.com/chainfs/chainfs/chain"
@@ -70,17 +71,9 @@ func (w *rebase) openLayer(layer chain.Layer) (h chain.Header, err error) {
 	if err != nil {
 		return h, fmt.Errorf("open %s: %w", layer.Path, err)
 	}
-	w.layers = append(w.layers, f)
-	locked := LockImage(f)
-	if locked != nil && !errors.Is(locked, ErrLocked) {
-		return h, fmt.Errorf("lock %s: %w", layer.Path, locked)
-	}
-	use, err := useOf(f)
-	if err != nil {
-		return h, fmt.Errorf("look for users of %s: %w", layer.Path, err)
-	}
-	if locked != nil || use.Writer { // readers may stay
-		return h, refuseInUse(layer.Path, use)
+	w.layers[layer.Path] = f
+	if err := w.lockLayer(layer.Path, f); err != nil {
+		return h, err
 	}
 	if layer.Format == chain.Raw {
 		return h, nil
@@ -101,6 +94,25 @@ func (w *rebase) openLayer(layer chain.Layer) (h chain.Header, err error) {
 		return h, fmt.Errorf("%s names %s, the plan has %s: %w", layer.Path, h.Backing, layer.Backing, chain.ErrChanged)
 	}
 	return h, nil
+}
+
+// lockLayer keeps every qemu from writing to a layer. Readers may stay.
+func (w *rebase) lockLayer(p chain.Path, f *os.File) error {
+	if w.look {
+		return nil
+	}
+	locked := LockImage(f)
+	if locked != nil && !errors.Is(locked, ErrLocked) {
+		return fmt.Errorf("lock %s: %w", p, locked)
+	}
+	use, err := useOf(f)
+	if err != nil {
+		return fmt.Errorf("look for users of %s: %w", p, err)
+	}
+	if locked != nil || use.Writer {
+		return refuseInUse(p, use)
+	}
+	return nil
 }
 
 // checkName: name, in a file in the directory of from, leads to want. An absolute

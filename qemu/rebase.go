@@ -15,17 +15,19 @@ import (
 type rebase struct {
 	*Rebaser
 	job      chain.RebaseJob
+	look     bool // nothing is changed or locked: it is only measured
 	progress func(done, total int64)
 
-	dir     *os.File // the child's directory
-	child   *os.File // the child as it was, locked from lockChild on
-	header  chain.Header
-	atime   unix.Timespec               // when the child was last read by others than us
-	sizes   *qcow2.Header               // the same header's numbers
-	layers  []*os.File                  // the layers below it, old and new, locked
-	read    map[chain.Path]chain.Header // their headers
-	mounts  mounts
-	scratch *os.File // open since before the first write to it; see syncScratch
+	dir      *os.File // the child's directory
+	child    *os.File // the child as it was, locked from lockChild on
+	header   chain.Header
+	atime    unix.Timespec               // when the child was last read by others than us
+	modified unix.Timespec               // and written
+	sizes    *qcow2.Header               // the same header's numbers
+	layers   map[chain.Path]*os.File     // the layers below it, old and new, locked
+	read     map[chain.Path]chain.Header // their headers
+	mounts   mounts
+	scratch  *os.File // open since before the first write to it; see syncScratch
 }
 
 // errDone ends the steps early: nothing is left to do.
@@ -42,6 +44,7 @@ func (w *rebase) run(ctx context.Context) error {
 		w.checkIdentity,
 		w.checkChild,
 		w.checkLayers,
+		w.absorb, // most jobs end here; what follows is the way by a copy
 		w.createScratch,
 		w.copyChild,
 		w.rebaseScratch,
@@ -127,14 +130,16 @@ func (w *rebase) syncReplaced(child *os.File) error {
 		return fmt.Errorf("sync %s: %w", w.job.Child, err)
 	}
 	w.opts.Step("REBASE:SYNCED")
-	w.progress(w.job.Bytes, w.job.Bytes)
 	return nil
 }
 
 // close lets all locks go. What was written was synced before or is thrown away.
 func (w *rebase) close() {
 	w.mounts.close()
-	for _, f := range append(w.layers, w.scratch, w.child, w.dir) {
+	for _, f := range w.layers {
+		f.Close()
+	}
+	for _, f := range []*os.File{w.scratch, w.child, w.dir} {
 		if f != nil {
 			f.Close()
 		}

@@ -3,9 +3,13 @@ package qemu
 import (
 	"context"
 	"fmt"
+	"os"
+	"slices"
 	"sync"
 
 	"github.com/chainfs/chainfs/chain"
+	"github.com/chainfs/chainfs/qemu/qcow2"
+	"golang.org/x/time/rate"
 )
 
 // Options are a Rebaser's.
@@ -26,13 +30,44 @@ type Options struct {
 	// each TiB at 64 KiB clusters.
 	AddressSpace uint64
 
+	// Verify says when what was copied is read back before anything leads to it.
+	Verify Verify
+
+	// Limit is the most bytes a second that are copied, by all jobs together; 0
+	// for no limit. What qemu-img copies by itself is not counted.
+	Limit int64
+
+	// ByCopy has every job done by way of a scratch copy.
+	ByCopy bool
+
 	// Step, when set, is called with each of Labels on the way. Tests stop the
 	// program there.
 	Step func(label string)
 }
 
-// Labels are the points of a rebase that Options.Step is told, in order.
-var Labels = []string{
+// Verify says when what was copied is compared with what it is a copy of.
+type Verify string
+
+// VerifySome verifies up to VerifyUpTo bytes.
+const (
+	VerifySome   Verify = "auto"
+	VerifyAlways Verify = "always"
+	VerifyNever  Verify = "never"
+
+	VerifyUpTo = 1 << 30
+)
+
+// wants reports whether a copy of n bytes is to be verified.
+func (v Verify) wants(n int64) bool {
+	return v == VerifyAlways || v != VerifyNever && n <= VerifyUpTo
+}
+
+// Labels are the points of a rebase that Options.Step is told, in order: those of
+// a rebase in place, those of one by a scratch copy, and those of a merge downwards.
+var Labels = slices.Concat(qcow2.Labels, CopyLabels, MergeLabels)
+
+// CopyLabels are the points of a rebase by a scratch copy.
+var CopyLabels = []string{
 	"REBASE:SCRATCH",  // the scratch file is about to be created
 	"REBASE:COPIED",   // it is a copy of the child, and about to be rebased
 	"REBASE:REBASED",  // it stands on the new parent, and is about to be verified
@@ -42,11 +77,12 @@ var Labels = []string{
 	"REBASE:SYNCED",   // the child durably stands on the new parent
 }
 
-// Rebaser puts images on other parents by way of a scratch copy that qemu-img
-// works on. It is a chain.Rebaser.
+// Rebaser puts images on other parents: in place where the image allows it, and
+// else by way of a scratch copy that qemu-img works on. It is a chain.Rebaser.
 type Rebaser struct {
 	files chain.Files
 	opts  Options
+	limit *rate.Limiter // nil for none
 
 	mu     sync.Mutex
 	broken error // guarded by mu; see stop
@@ -65,22 +101,35 @@ func NewRebaser(files chain.Files, opts Options) *Rebaser {
 	if opts.Step == nil {
 		opts.Step = func(string) {}
 	}
-	return &Rebaser{files: files, opts: opts}
+	r := &Rebaser{files: files, opts: opts}
+	if opts.Limit > 0 {
+		// A burst of one piece: the pieces that are waited for are at most that long.
+		r.limit = rate.NewLimiter(rate.Limit(opts.Limit), limitPiece)
+	}
+	return r
 }
 
 // Rebase returns nil once the child durably stands on its new parent. On an
-// error the child is as it was, with one exception: when only the fsync of its
-// directory failed it may be either, and this Rebaser refuses all further work.
+// error the child stands where it stood and reads as before, with one exception:
+// when the last fsync failed it may stand on either, and this Rebaser refuses all
+// further work.
 func (r *Rebaser) Rebase(ctx context.Context, job chain.RebaseJob, progress func(done, total int64)) error {
-	if progress == nil {
-		progress = func(int64, int64) {}
-	}
-	w := &rebase{Rebaser: r, job: job, progress: progress, read: map[chain.Path]chain.Header{}}
+	w := r.newRebase(job, progress)
 	defer w.close()
 	if err := w.run(ctx); err != nil {
 		return fmt.Errorf("rebase %s onto %s: %w", job.Child, target(job), err)
 	}
 	return nil
+}
+
+func (r *Rebaser) newRebase(job chain.RebaseJob, progress func(done, total int64)) *rebase {
+	if progress == nil {
+		progress = func(int64, int64) {}
+	}
+	return &rebase{
+		Rebaser: r, job: job, progress: progress,
+		read: map[chain.Path]chain.Header{}, layers: map[chain.Path]*os.File{},
+	}
 }
 
 func target(job chain.RebaseJob) string {

@@ -4,12 +4,35 @@ import (
 	"fmt"
 
 	"github.com/chainfs/chainfs/chain"
+	"github.com/chainfs/chainfs/qemu/qcow2"
 	"golang.org/x/sys/unix"
 )
 
-// checkSpace refuses when the worst case does not fit: a copy of copied bytes,
-// what is absorbed, and the metadata for it.
+// checkSpace refuses when the worst case of a scratch copy does not fit: a copy of
+// copied bytes, what is absorbed, and the metadata for it.
 func (w *rebase) checkSpace(copied int64) error {
+	return w.checkFree(copied + w.job.Bytes + w.metadata(w.job.Bytes))
+}
+
+// sharing are the file systems on which a copy can be made by sharing, so that
+// the free space says nothing about how much can be copied. Where there is too
+// little after all, what was stored is given back.
+var sharing = map[int64]bool{unix.XFS_SUPER_MAGIC: true, unix.BTRFS_SUPER_MAGIC: true}
+
+// checkRoom refuses when what is stored in the child does not fit.
+func (w *rebase) checkRoom(work qcow2.Work) error {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(w.dir.Fd()), &fs); err != nil {
+		return fmt.Errorf("look for free space: %w", err)
+	}
+	need := work.Bytes() + w.metadata(work.Clusters*w.sizes.ClusterSize())
+	if sharing[int64(fs.Type)] {
+		need -= work.Data
+	}
+	return w.checkFree(need)
+}
+
+func (w *rebase) checkFree(need int64) error {
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(int(w.dir.Fd()), &fs); err != nil {
 		return fmt.Errorf("look for free space: %w", err)
@@ -22,20 +45,19 @@ func (w *rebase) checkSpace(copied int64) error {
 		unit = fs.Bsize
 	}
 	free := int64(fs.Bavail) * unit
-	need := copied + w.job.Bytes + w.metadata()
 	if need > free {
-		return fmt.Errorf("%s free, up to %s needed for a copy of %s; make room and try again: %w",
-			chain.Size(free), chain.Size(need), w.job.Child, unix.ENOSPC)
+		return fmt.Errorf("%s free, up to %s needed in %s; make room and try again: %w",
+			chain.Size(free), chain.Size(need), w.job.Child.Dir(), unix.ENOSPC)
 	}
 	return nil
 }
 
-// metadata is the most that tables for the absorbed bytes take: an L2 table for
+// metadata is the most that tables for bytes of the disk take: an L2 table for
 // each L1 entry that gets its first cluster, refcounts, and what a copy on write
 // of the tables that are there takes where the file was cloned.
-func (w *rebase) metadata() int64 {
+func (w *rebase) metadata(bytes int64) int64 {
 	cluster := w.sizes.ClusterSize()
-	clusters := w.job.Bytes/cluster + 1
+	clusters := bytes/cluster + 1
 	l2 := min(int64(w.sizes.L1Size), clusters) * cluster
 	refcounts := (clusters<<w.sizes.RefcountOrder)/8 + cluster
 	return l2 + refcounts + 4*cluster + 64<<10

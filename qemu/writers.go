@@ -40,3 +40,23 @@ func hasWriter(f *os.File) (bool, error) {
 	}
 	return false, nil
 }
+
+// isAlone reports whether f, which is open for writing, is the only description
+// by which the file is open on this host. Where leases cannot tell, the answer
+// is no.
+func isAlone(f *os.File) (bool, error) {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+		return false, fmt.Errorf("look at the file system: %w", err)
+	}
+	if !leaseTypes[int64(fs.Type)] {
+		return false, nil
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		return false, nil // EAGAIN: somebody has it; anything else: leases do not work here
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK); err != nil {
+		return false, fmt.Errorf("give back a lease: %w", err)
+	}
+	return true, nil
+}

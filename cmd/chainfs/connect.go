@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -53,7 +52,7 @@ func connect(c *cli.Context, at place, n need) (connection, error) {
 		return connection{}, fmt.Errorf("the mount at %s answers, but its daemon's control socket %s does not; run the command where the daemon runs",
 			at.mount.Point, at.sockets[0])
 	}
-	s, err := openAlone(c.Context, at, n, storeOf(c))
+	s, err := openAlone(c, at, n)
 	if err != nil {
 		return connection{}, err
 	}
@@ -63,10 +62,19 @@ func connect(c *cli.Context, at place, n need) (connection, error) {
 func storeOf(c *cli.Context) string { return c.String("store") }
 
 // openAlone opens a tree without a daemon.
-func openAlone(ctx context.Context, at place, n need, storeDir string) (*session, error) {
+func openAlone(c *cli.Context, at place, n need) (*session, error) {
 	var notes []string
+	var copying mountOptions
+	for _, name := range []string{"verify", "limit-rate"} {
+		if v := c.String(name); v != "" {
+			if err := valueOptions[name](&copying, v); err != nil {
+				return nil, err
+			}
+		}
+	}
 	opts := sessionOptions{
-		Source: at.root, Store: storeDir, Log: quietLog(),
+		Source: at.root, Store: storeOf(c), Log: quietLog(),
+		Verify: copying.Verify, LimitRate: copying.LimitRate,
 		ReadOnly:  n != toWrite && n != toAdopt,
 		OpenStore: createStore,
 	}
@@ -95,7 +103,7 @@ func openAlone(ctx context.Context, at place, n need, storeDir string) (*session
 	if n == toRecall || n == toInspect && !bare {
 		return s, nil
 	}
-	if err := s.openChains(ctx); err != nil {
+	if err := s.openChains(c.Context); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil

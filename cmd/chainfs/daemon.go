@@ -52,6 +52,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	opts := sessionOptions{
 		Source: cfg.Source, Mountpoint: cfg.Mountpoint, Store: cfg.Store,
 		ReadOnly: cfg.ReadOnly, Log: cfg.Log, OpenStore: d.openStore,
+		Verify: cfg.Verify, LimitRate: cfg.LimitRate,
 	}
 	if d.session, err = openSession(opts); err != nil {
 		return err

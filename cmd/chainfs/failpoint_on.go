@@ -92,6 +92,9 @@ func powerCut(path string) {
 	}
 }
 
+// byCopy: with CHAINFS_BY_COPY=1 every rebase goes by a scratch copy.
+func byCopy() bool { return os.Getenv("CHAINFS_BY_COPY") == "1" }
+
 func testCommands() []*cli.Command {
 	return []*cli.Command{{
 		Name:   "labels",

@@ -25,13 +25,13 @@ func mountCommand() *cli.Command {
 			"-o takes a comma list of options of mount(8), as far as they mean something:\n" +
 			"ro, rw, allow_other (the default for root), noallow_other, nodev, nosuid, noexec,\n" +
 			"sync, dirsync, debug; and every long option as key=value.",
-		Flags: []cli.Flag{
+		Flags: append(copyFlags(),
 			&cli.StringSliceFlag{Name: "o", Usage: "mount `OPTIONS`, separated by commas"},
 			&cli.BoolFlag{Name: "foreground", Usage: "do not become a daemon; log to stderr"},
 			&cli.StringFlag{Name: "store", EnvVars: []string{"CHAINFS_STORE"}, Usage: "keep the tree's store in `DIR`, on a local disk (default: /var/lib/chainfs/TREE-ID)"},
 			&cli.StringFlag{Name: "log-file", Usage: "log to `FILE` (default: chainfs.log in the store)"},
 			&cli.StringFlag{Name: "log-level", Usage: "debug, info, warn or error (default: info)"},
-		},
+		),
 		Action: runMount,
 	}
 }

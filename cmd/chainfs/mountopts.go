@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/chainfs/chainfs/qemu"
 )
 
 // mountOptions are the options of a mount, from flags and from -o.
@@ -16,6 +18,8 @@ type mountOptions struct {
 	Store      string
 	LogFile    string
 	LogLevel   string
+	Verify     qemu.Verify
+	LimitRate  int64 // bytes a second; 0 for no limit
 	Kernel     []string
 }
 
@@ -30,10 +34,12 @@ var simpleOptions = map[string]func(*mountOptions){
 }
 
 // valueOptions are our long options as key=value.
-var valueOptions = map[string]func(*mountOptions, string){
-	"store":     func(o *mountOptions, v string) { o.Store = v },
-	"log-file":  func(o *mountOptions, v string) { o.LogFile = v },
-	"log-level": func(o *mountOptions, v string) { o.LogLevel = v },
+var valueOptions = map[string]func(*mountOptions, string) error{
+	"store":      func(o *mountOptions, v string) error { o.Store = v; return nil },
+	"log-file":   func(o *mountOptions, v string) error { o.LogFile = v; return nil },
+	"log-level":  func(o *mountOptions, v string) error { o.LogLevel = v; return nil },
+	"verify":     func(o *mountOptions, v string) (err error) { o.Verify, err = parseVerify(v); return err },
+	"limit-rate": func(o *mountOptions, v string) (err error) { o.LimitRate, err = parseRate(v); return err },
 }
 
 // kernelOptions are handed to the kernel.
@@ -72,7 +78,7 @@ func (o *mountOptions) one(option string) error {
 	case kernelOptions[option]:
 		o.Kernel = append(o.Kernel, option)
 	case valueOptions[key] != nil && value != "":
-		valueOptions[key](o, value)
+		return valueOptions[key](o, value)
 	case valueOptions[key] != nil:
 		return fmt.Errorf("mount option %s needs a value: %s=VALUE", key, key)
 	case hasValue && simpleOptions[key] != nil:
@@ -92,9 +98,11 @@ func mountOptionsOf(c *cli.Context, root bool) (mountOptions, error) {
 		}
 	}
 	o.Foreground = o.Foreground || c.Bool("foreground")
-	for _, name := range []string{"store", "log-file", "log-level"} {
+	for name, set := range valueOptions {
 		if v := c.String(name); v != "" {
-			valueOptions[name](&o, v)
+			if err := set(&o, v); err != nil {
+				return o, err
+			}
 		}
 	}
 	return o, nil

@@ -25,7 +25,7 @@ func rebaseCommand() *cli.Command {
 		Description: "TARGET is a path, or relative to the root of the tree around the working directory.\n" +
 			"NEW_BACKING is relative to TARGET's directory, as in the image itself; or a path;\n" +
 			"or relative to the root of the tree. \"\" or none makes TARGET a full.",
-		Flags:  []cli.Flag{jsonFlag(), storeFlag()},
+		Flags:  append(copyFlags(), jsonFlag(), storeFlag()),
 		Action: runRebase,
 	}
 }

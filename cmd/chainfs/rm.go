@@ -18,12 +18,12 @@ func rmCommand() *cli.Command {
 		Description: "What still stands on a deleted image absorbs what it needs from it first. A full\n" +
 			"on which others stand is refused (exit status 3), with --force it is deleted with\n" +
 			"all that stands on it.",
-		Flags: []cli.Flag{
+		Flags: append(copyFlags(),
 			&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "print the plan and do nothing"},
 			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "delete every descendant too, newest first"},
 			&cli.BoolFlag{Name: "recursive", Aliases: []string{"r", "R"}, Usage: "accepted for habit's sake: directories are always deleted with their content"},
 			jsonFlag(), storeFlag(),
-		},
+		),
 		Action: runRm,
 	}
 }
@@ -96,6 +96,10 @@ func dryRun(c *cli.Context, svc control.Service, req control.RemoveRequest) erro
 func printPlan(w io.Writer, plan *chain.Plan) {
 	fmt.Fprint(w, plan)
 	if plan.Err() == nil {
-		fmt.Fprintf(w, "copies at most %s, frees %s\n", chain.Size(plan.Copies()), chain.Size(plan.Frees()))
+		atMost := "at most "
+		if plan.Exact() {
+			atMost = ""
+		}
+		fmt.Fprintf(w, "copies %s%s, frees %s\n", atMost, chain.Size(plan.Copies()), chain.Size(plan.Frees()))
 	}
 }

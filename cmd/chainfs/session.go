@@ -33,6 +33,8 @@ type sessionOptions struct {
 	Mountpoint string // where it is to be mounted; empty: where it was last
 	Store      string // empty: the tree's place under the user's state directory
 	ReadOnly   bool   // change nothing in the tree, and do not own it
+	Verify     qemu.Verify
+	LimitRate  int64 // bytes a second; 0 for no limit
 	Log        *slog.Logger
 	OpenStore  func(dir, treeID string, log *slog.Logger) (*store.Store, error)
 }
@@ -86,6 +88,7 @@ func (s *session) configure(opts sessionOptions) error {
 		Inspector: qemu.Inspector{},
 		Rebaser: stoppable{s.life, qemu.NewRebaser(s.source, qemu.Options{
 			Mountpoint: mountpoint, Source: real, Step: step,
+			Verify: opts.Verify, Limit: opts.LimitRate, ByCopy: byCopy(),
 		})},
 		Index:    s.store,
 		Journal:  s.store,
@@ -145,6 +148,13 @@ func (r stoppable) Rebase(ctx context.Context, job chain.RebaseJob, progress fun
 	defer cancel()
 	defer context.AfterFunc(r.life, cancel)()
 	return r.Rebaser.Rebase(ctx, job, progress)
+}
+
+func (r stoppable) MergeDown(ctx context.Context, job chain.MergeJob, progress func(done, total int64)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(r.life, cancel)()
+	return r.Rebaser.MergeDown(ctx, job, progress)
 }
 
 // defaultStore is where the store of a tree is unless it is named.

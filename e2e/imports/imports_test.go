@@ -20,8 +20,8 @@ var rules = []struct {
 	may []string
 }{
 	{"chain", []string{"golang.org/x/sys/"}},
-	{"qemu/qcow2", []string{"golang.org/x/sys/", module + "chain"}},
-	{"qemu", []string{"golang.org/x/sys/", module + "qemu/qcow2", module + "chain"}},
+	{"qemu/qcow2", []string{"golang.org/x/sys/", "github.com/klauspost/compress/zstd"}},
+	{"qemu", []string{"golang.org/x/sys/", "golang.org/x/time/rate", module + "qemu/qcow2", module + "chain"}},
 	{"store", []string{"golang.org/x/sys/", "github.com/dgraph-io/badger/v4", module + "chain"}},
 	{"fs/source", []string{"golang.org/x/sys/", module + "chain"}},
 	{"fs", []string{"golang.org/x/sys/", "github.com/hanwen/go-fuse/v2/", module + "fs/source", module + "chain"}},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Job is one child that absorbs what it would lose with parents that go away.
@@ -18,16 +19,7 @@ type Job struct {
 	// a child that becomes a full.
 	Name, Format string
 
-	// Verify has what was moved read back and compared before anything leads to it.
-	Verify bool
-
-	// Progress is told how many bytes of how many were moved. Limit, when set, is
-	// asked before n bytes are moved and waits as long as it likes.
-	Progress func(done, total int64)
-	Limit    func(ctx context.Context, n int64) error
-
-	// Step, when set, is called with each of Labels on the way. Tests stop there.
-	Step func(label string)
+	Moving
 }
 
 // Labels are the points that Job.Step is told, in order. All but the last two
@@ -41,27 +33,10 @@ var Labels = []string{
 	"ABSORB:DONE",   // it durably does
 }
 
-// Result is what an absorb did.
-type Result struct {
-	Work
-	Calls int // to the kernel to copy
-}
-
-// ErrVerify: what was read back is not what was written. Nothing leads to it,
-// and the child is as it was.
-var ErrVerify = errors.New("what was copied reads differently")
-
 // absorb is a job under way.
 type absorb struct {
-	Job
-	planner
-	old    *Chain // all that the child stands on
-	writer *writer
-	copier *copier
-	oldEnd int64 // the file's size at the start
-	total  Work
-	done   int64
-	result Result
+	*mover
+	job Job
 }
 
 // Absorb makes the child read the same without Away:
@@ -84,265 +59,75 @@ type absorb struct {
 // ErrSync, and after a crash, Reclaim does that. ErrFallback and ErrNoRoom mean
 // that the child cannot be changed in place; it reads as before.
 func Absorb(ctx context.Context, job Job) (Result, error) {
-	a, err := openAbsorb(job)
+	m, err := openMover(job.Child, job.Moving)
 	if err != nil {
 		return Result{}, err
 	}
-	err = a.run(ctx)
-	if err == nil || errors.Is(err, ErrSync) {
-		return a.result, err
+	m.sources, m.old, m.below = job.Away, NewChain(slices.Concat(job.Away, job.Below)...), NewChain(job.Below...)
+	m.plan = func(ctx context.Context, off int64) (*batch, int64, error) {
+		p := newPlanner(m.im, job.Away, job.Below)
+		return p.plan(ctx, off)
 	}
-	if a.writer != nil {
-		err = errors.Join(err, a.giveBack())
-	}
-	return a.result, err
-}
-
-func openAbsorb(job Job) (*absorb, error) {
-	if job.Progress == nil {
-		job.Progress = func(int64, int64) {}
-	}
-	if job.Step == nil {
-		job.Step = func(string) {}
-	}
-	size, err := job.Child.Size()
-	if err != nil {
-		return nil, err
-	}
-	child, err := Open(job.Child)
-	if err != nil {
-		return nil, err
-	}
-	a := &absorb{Job: job, oldEnd: size}
-	a.planner = planner{child, NewChain(job.Away...), NewChain(job.Below...)}
-	a.old = NewChain(append(append([]*Image{}, job.Away...), job.Below...)...)
-	return a, nil
+	a := &absorb{mover: m, job: job}
+	err = m.giveBackAfter(ctx, a.run(ctx))
+	return m.result, err
 }
 
 func (a *absorb) run(ctx context.Context) error {
-	if h := a.child.header; h.BackingName == a.Name && (a.Name == "" || h.BackingFormat == a.Format) {
-		return syncFile(a.Child) // an earlier run did it all
+	if h := a.im.header; h.BackingName == a.job.Name && (a.job.Name == "" || h.BackingFormat == a.job.Format) {
+		return changeHeader(a.file, a.header()) // an earlier run did it all
 	}
-	if err := a.inspect(); err != nil {
+	if len(a.job.Away) == 0 {
+		return errors.New("no image goes away")
+	}
+	if err := a.im.inPlace(a.header()); err != nil {
 		return err
 	}
-	if err := a.measure(); err != nil {
+	if err := a.inspect(ctx); err != nil {
 		return err
 	}
-	for off := int64(0); off < a.child.virtual; {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		b, next, err := a.plan(off)
-		if err != nil {
-			return err
-		}
-		if !b.empty() {
-			if err := a.move(ctx, b); err != nil {
-				return err
-			}
-		}
-		off = next
+	if err := a.moveAll(ctx); err != nil {
+		return err
 	}
 	return a.commit(ctx)
 }
 
-// inspect refuses what cannot be changed in place, and finds where the file's
-// clusters end. A child that is corrupt already would get worse by being written to.
-func (a *absorb) inspect() error {
-	h := a.child.header
-	switch {
-	case h.Has(Dirty):
-		return fmt.Errorf("the image was not closed and its refcounts are stale: %w", ErrFallback)
-	case h.Snapshots > 0:
-		return fmt.Errorf("the image has internal snapshots: %w", ErrFallback)
-	case h.Autoclear&^knownAutoclear != 0:
-		return fmt.Errorf("the image has a feature that is not known and would have to be cleared: %w", ErrFallback)
-	case len(a.Away) == 0:
-		return errors.New("no image goes away")
-	}
-	// The header is changed last; that it can be is asked first.
-	if err := canChange(a.Child, a.header()); err != nil {
-		return err
-	}
-	c, refs, err := inspect(a.child)
+// InPlace is nil when the image, as far as its header tells, can take another
+// parent in place, and ErrFallback or ErrNoRoom when only a copy of it can.
+func InPlace(src Source, name, format string) error {
+	im, err := Open(src)
 	if err != nil {
 		return err
 	}
-	if c.found.CorruptionCount > 0 {
-		return corrupt("%s", c.found.Corruptions[0])
+	return im.inPlace(HeaderChange{Backing: &Backing{Name: name, Format: format}})
+}
+
+func (im *Image) inPlace(c HeaderChange) error {
+	h := im.header
+	switch {
+	case h.Has(Dirty):
+		return fmt.Errorf("it was not closed and its refcounts are stale: %w", ErrFallback)
+	case h.Snapshots > 0:
+		return fmt.Errorf("it has internal snapshots: %w", ErrFallback)
+	case h.Autoclear&^knownAutoclear != 0:
+		return fmt.Errorf("it has a feature that is not known and would have to be cleared: %w", ErrFallback)
 	}
-	cluster := a.child.cluster()
-	end := max((a.oldEnd+cluster-1)/cluster, c.refs.highest+1)
-	a.writer = newWriter(a.Child, a.child, refs, end)
-	return nil
+	return canChange(im.src, c)
 }
 
 func (a *absorb) header() HeaderChange {
-	return HeaderChange{Backing: &Backing{Name: a.Name, Format: a.Format}}
-}
-
-func (a *absorb) measure() (err error) {
-	if a.total, err = Measure(a.child, a.Away, a.Below); err != nil {
-		return err
-	}
-	a.result.Work = a.total
-	a.copier = &copier{file: a.Child, pace: pace{limit: a.Limit, progress: func(n int64) {
-		a.done += n
-		a.Progress(a.done, a.total.Bytes())
-	}}}
-	a.Progress(0, a.total.Bytes())
-	return nil
-}
-
-// move carries out a batch.
-func (a *absorb) move(ctx context.Context, b *batch) error {
-	w := a.writer
-	w.reset()
-	if err := w.add(b); err != nil {
-		return err
-	}
-	if err := w.allocate(); err != nil {
-		return err
-	}
-	links, err := w.linkWrites()
-	if err != nil {
-		return err
-	}
-	for _, step := range []func() error{
-		func() error { return a.store(ctx) },
-		func() error { return a.count(ctx) },
-		func() error { return a.verify(ctx, b, links) },
-		func() error { return a.link(ctx, links) },
-	} {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := step(); err != nil {
-			return err
-		}
-	}
-	return a.reopen()
-}
-
-// store writes what nothing leads to yet.
-func (a *absorb) store(ctx context.Context) error {
-	a.Step("ABSORB:STORE")
-	w := a.writer
-	a.copier.fresh = w.first * w.im.cluster()
-	// The new clusters are holes until they are written, and the last one is whole.
-	if err := a.Child.Truncate(max(w.end*w.im.cluster(), a.child.fileSize)); err != nil {
-		return fmt.Errorf("extend the file: %w", err)
-	}
-	for _, c := range w.copies {
-		if err := a.copier.copy(ctx, a.away.layers[c.layer], c); err != nil {
-			return err
-		}
-	}
-	for _, m := range w.moving {
-		c := copying{layer: m.layer, src: m.host, dst: m.dst, n: m.n}
-		if err := a.copier.copy(ctx, a.away.layers[m.layer], c); err != nil {
-			return err
-		}
-	}
-	for _, r := range w.filling {
-		if err := a.fill(ctx, r); err != nil {
-			return err
-		}
-	}
-	if err := w.write(ctx, w.storeWrites()); err != nil {
-		return err
-	}
-	a.result.Calls = a.copier.calls
-	return syncFile(a.Child)
-}
-
-// fill reads a run as the child's guest reads it and writes it to its place.
-func (a *absorb) fill(ctx context.Context, r run) error {
-	return a.writer.eachCluster(r, func(guest, n int64) error {
-		off, err := a.writer.place(guest)
-		if err != nil {
-			return err
-		}
-		off += guest % a.child.cluster()
-		for n > 0 {
-			p := a.copier.space(n)
-			if err := a.copier.pace.before(ctx, int64(len(p))); err != nil {
-				return err
-			}
-			if _, err := a.old.ReadAt(p, guest); err != nil {
-				return err
-			}
-			if err := writeAt(a.Child, p, off); err != nil {
-				return err
-			}
-			a.copier.pace.progress(int64(len(p)))
-			guest, off, n = guest+int64(len(p)), off+int64(len(p)), n-int64(len(p))
-		}
-		return nil
-	})
-}
-
-// count makes the refcount table lead to new blocks.
-func (a *absorb) count(ctx context.Context) error {
-	a.Step("ABSORB:COUNT")
-	t := a.writer.refs.table
-	if t.fresh {
-		return changeHeader(a.Child, HeaderChange{RefcountTable: &TableAt{
-			Offset: uint64(t.off), Clusters: uint32(int64(len(t.data)) / a.child.cluster()),
-		}})
-	}
-	if len(t.dirty) == 0 {
-		return nil
-	}
-	if err := a.writer.write(ctx, t.writes()); err != nil {
-		return err
-	}
-	return syncFile(a.Child)
-}
-
-// link makes the batch part of the child's disk. Every entry on its own is right,
-// linked or not.
-func (a *absorb) link(ctx context.Context, links []write) error {
-	a.Step("ABSORB:LINK")
-	if err := a.writer.write(ctx, links); err != nil {
-		return err
-	}
-	if err := syncFile(a.Child); err != nil {
-		return err
-	}
-	return a.writer.release(ctx)
-}
-
-// reopen begins anew with what is in the file.
-func (a *absorb) reopen() error {
-	child, err := Open(a.Child)
-	if err != nil {
-		return err
-	}
-	a.child = child
-	a.writer.im, a.writer.refs.im = child, child
-	a.writer.refs.table.fresh, a.writer.refs.table.dirty = false, map[int64]bool{}
-	return nil
+	return HeaderChange{Backing: &Backing{Name: a.job.Name, Format: a.job.Format}}
 }
 
 func (a *absorb) commit(ctx context.Context) error {
-	a.Step("ABSORB:NAME")
+	a.step("ABSORB:NAME")
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	// The COMMIT POINT is inside: one write of sector 0.
-	if err := changeHeader(a.Child, a.header()); err != nil {
+	if err := changeHeader(a.file, a.header()); err != nil {
 		return err
 	}
-	a.Step("ABSORB:DONE")
-	return nil
-}
-
-// giveBack returns what was stored and not linked.
-func (a *absorb) giveBack() error {
-	if err := Reclaim(a.Child, a.oldEnd); err != nil {
-		return fmt.Errorf("clusters that are not used stay behind in the child: %w", err)
-	}
+	a.step("ABSORB:DONE")
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 // The limits of persistent bitmaps (specification, "Bitmaps extension", and
 // block/qcow2-bitmap.c). QEMU does not open an image in which one is broken.
 const (
-	maxBitmaps         = 65535     // QCOW2_MAX_BITMAPS
 	maxBitmapTable     = 0x8000000 // BME_MAX_TABLE_SIZE
 	minBitmapGrain     = 9         // BME_MIN_GRANULARITY_BITS
 	maxBitmapGrain     = 31        // BME_MAX_GRANULARITY_BITS
@@ -33,13 +32,16 @@ func (c *census) bitmaps() error {
 	n := int64(binary.BigEndian.Uint32(e.Data))
 	size, off := int64(binary.BigEndian.Uint64(e.Data[8:])), int64(binary.BigEndian.Uint64(e.Data[16:]))
 	if n == 0 || n > maxBitmaps || binary.BigEndian.Uint32(e.Data[4:]) != 0 || len(e.Data) != bitmapExtensionLen {
-		c.found.corrupt("the bitmaps extension is not valid; it has %d bitmaps", n)
+		c.corrupt("the bitmaps extension is not valid; it has %d bitmaps", n)
 	}
-	c.count("the bitmap directory", off, size)
+	c.count("the bitmap directory", off, size, markMeta)
 	end := off + size
 	for ; n > 0; n-- {
-		if off+bitmapEntryHeader > end {
-			c.found.corrupt("the bitmap directory is too short")
+		if err := c.stop(); err != nil {
+			return err
+		}
+		if end-off < bitmapEntryHeader {
+			c.corrupt("the bitmap directory is too short")
 			return nil
 		}
 		var b [bitmapEntryHeader]byte
@@ -53,7 +55,7 @@ func (c *census) bitmaps() error {
 		off += (bitmapEntryHeader + extra + name + 7) &^ 7
 	}
 	if off != end {
-		c.found.corrupt("the bitmap directory is of another size than its bitmaps")
+		c.corrupt("the bitmap directory is of another size than its bitmaps")
 	}
 	return nil
 }
@@ -61,19 +63,19 @@ func (c *census) bitmaps() error {
 // bitmap counts the bitmap of a directory entry.
 func (c *census) bitmap(b []byte) error {
 	if problem := c.bitmapProblem(b); problem != "" {
-		c.found.corrupt("a bitmap %s", problem)
+		c.corrupt("a bitmap %s", problem)
 	}
 	table, entries := int64(binary.BigEndian.Uint64(b)), int64(binary.BigEndian.Uint32(b[8:]))
-	if table%c.im.cluster() != 0 || entries > maxBitmapTable || !c.count("a bitmap's table", table, entries*8) {
+	if table%c.im.cluster() != 0 || entries > maxBitmapTable || !c.count("a bitmap's table", table, entries*8, markMeta) {
 		return nil
 	}
 	return c.each(table, entries, func(_ int64, entry uint64) error {
 		off := int64(entry & offsetMask)
 		if entry&bitmapReserved != 0 || off != 0 && (entry&bitmapAllOnes != 0 || off%c.im.cluster() != 0) {
-			c.found.corrupt("an entry of a bitmap's table is not valid: %#x", entry)
+			c.corrupt("an entry of a bitmap's table is not valid: %#x", entry)
 		}
 		if off != 0 {
-			c.count("a bitmap's data", off, c.im.cluster())
+			c.count("a bitmap's data", off, c.im.cluster(), markMeta)
 		}
 		return nil
 	})

@@ -1,6 +1,9 @@
 package qcow2
 
-import "fmt"
+import (
+	"context"
+	"fmt"
+)
 
 // Findings is what Check finds in an image.
 type Findings struct {
@@ -29,12 +32,10 @@ type Findings struct {
 	Unrepairable string
 }
 
-// findings collects corruptions.
-type findings struct{ Findings }
-
 const maxKept = 100
 
-func (f *findings) corrupt(format string, args ...any) {
+func (c *census) corrupt(format string, args ...any) {
+	f := &c.found
 	f.CorruptionCount++
 	if len(f.Corruptions) < maxKept {
 		f.Corruptions = append(f.Corruptions, fmt.Sprintf(format, args...))
@@ -42,88 +43,118 @@ func (f *findings) corrupt(format string, args ...any) {
 }
 
 // Check finds in a qcow2 image what "qemu-img check" finds: clusters that are
-// used more often than they are counted, or by two, tables that lead nowhere,
-// flags that contradict the counts, and leaks. An error means that it could not
-// be read, or is none that can be checked. Memory is bounded by what the file
-// uses: four bytes a cluster, and some for each L2 table.
-func Check(src Source) (*Findings, error) {
+// used more often than they are counted, tables that lead nowhere, flags that
+// contradict the counts, and leaks; and beyond that metadata that something else
+// uses, too. An error means that the image could not be read, or is none that
+// can be checked: ErrFallback when it would take more memory than is good.
+func Check(ctx context.Context, src Source) (*Findings, error) {
 	im, err := Open(src)
 	if err != nil {
 		return nil, err
 	}
-	c, _, err := inspect(im)
+	c, _, err := inspect(ctx, im)
 	if err != nil {
 		return nil, err
 	}
 	c.found.Dirty = im.header.Has(Dirty)
 	c.found.Unrepairable, err = unrepairable(im)
-	return &c.found.Findings, err
+	return &c.found, err
 }
 
 // inspect takes the census and compares it with the refcounts.
-func inspect(im *Image) (*census, *refcounts, error) {
+func inspect(ctx context.Context, im *Image) (*census, *refcounts, error) {
 	r, err := openRefcounts(im)
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err := take(im)
+	c, err := take(ctx, im)
 	if err != nil {
 		return nil, nil, err
 	}
 	return c, r, c.compare(r)
 }
 
-// compare notes where refcounts, references and flags differ. What is counted
-// behind the end of the file costs nothing, and qemu-img does not look there.
+// difference is a cluster that is not as its counts and flags say.
+type difference struct {
+	cluster   int64
+	has, want uint64 // refcount and references
+	marks     mark
+}
+
+// is reports whether there is any.
+func (d difference) is() bool {
+	return d.has != d.want || d.sharedMeta() || d.wrong() || d.stale()
+}
+
+// sharedMeta: metadata is something else, too. Its refcount may be right; to write
+// to one use would destroy the other.
+func (d difference) sharedMeta() bool { return d.marks&markMeta != 0 && d.want != 1 }
+
+// wrong: an active entry has the flag of a refcount of one, and the refcount is another.
+func (d difference) wrong() bool { return d.marks&markCopied != 0 && d.has != 1 }
+
+// stale: an active entry lacks that flag. It costs nothing but a copy of the
+// cluster when it is written to.
+func (d difference) stale() bool { return d.marks&markShared != 0 && d.has == 1 }
+
+// compare notes where refcounts, references and flags differ.
 func (c *census) compare(r *refcounts) error {
-	err := c.differences(r, func(cluster int64, has, want uint64) error {
-		wrong, stale := c.refs.contradicts(cluster, has)
-		switch {
-		case want == tallyMost:
-			c.found.corrupt("cluster %d has more references than can be counted", cluster)
-		case has < want:
-			c.found.corrupt("cluster %d has a refcount of %d and %d references", cluster, has, want)
-		case has > want && cluster*c.im.cluster() < c.im.fileSize:
-			c.found.LeakedClusters++
-			c.found.LeakedBytes += c.im.cluster()
-			if want == 0 && cluster < c.refs.highest {
-				c.spare++
-			}
-		}
-		if wrong {
-			c.found.corrupt("cluster %d has a refcount of %d, and its entry the flag of one", cluster, has)
-		}
-		switch {
-		case stale && has == want:
-			c.found.StaleFlags++
-		case stale:
-			c.found.corrupt("cluster %d has a refcount of one, and its entry not the flag of that", cluster)
-		}
+	err := c.differences(r, func(d difference) error {
+		c.judge(d)
 		return nil
 	})
 	// Last and in one sentence: they must not hide what is worse.
 	if n := c.found.StaleFlags; n > 0 && err == nil {
-		c.found.corrupt("%d entries do not have the flag of a refcount of one", n)
+		c.corrupt("%d entries do not have the flag of a refcount of one", n)
 		c.found.CorruptionCount += n - 1
 	}
 	return err
 }
 
-// differences calls f for each cluster whose refcount is not its number of
-// references, or not what its entries say. It keeps none of the blocks that it reads.
-func (c *census) differences(r *refcounts, f func(cluster int64, has, want uint64) error) error {
+func (c *census) judge(d difference) {
+	switch {
+	case d.has < d.want:
+		c.corrupt("cluster %d has a refcount of %d and %d references", d.cluster, d.has, d.want)
+	case d.sharedMeta():
+		c.corrupt("the metadata at %#x is used %d times", d.cluster*c.im.cluster(), d.want)
+	}
+	if d.wrong() {
+		c.corrupt("cluster %d has a refcount of %d, and its entry the flag of one", d.cluster, d.has)
+	}
+	switch {
+	case !d.stale():
+	case d.has == d.want:
+		c.found.StaleFlags++
+	default:
+		c.corrupt("cluster %d has a refcount of one, and its entry not the flag of that", d.cluster)
+	}
+	// What is counted behind the end of the file costs nothing, and qemu-img does
+	// not look there.
+	if d.has > d.want && d.cluster <= (c.im.fileSize-1)/c.im.cluster() {
+		c.found.LeakedClusters++
+		c.found.LeakedBytes += c.im.cluster()
+		if d.want == 0 && d.cluster < c.refs.highest {
+			c.spare++
+		}
+	}
+}
+
+// differences calls f for each cluster with one, in order of the refcount blocks.
+// It keeps none of the blocks that it reads.
+func (c *census) differences(r *refcounts, f func(difference) error) error {
 	block := make([]byte, c.im.cluster())
-	met := map[int64]bool{}
 	for i := range r.entries() {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
 		off, err := r.offset(i)
 		if err != nil {
-			c.found.corrupt("%s", reasonOf(err))
+			c.corrupt("%s", reasonOf(err))
 			continue
 		}
-		if off == 0 || met[off] { // the census tells of those named twice
+		if off == 0 || c.again[i] {
 			continue
 		}
-		met[off] = true
 		if err := c.im.meta.read(block, off); err != nil {
 			return fmt.Errorf("read refcount block %d: %w", i, err)
 		}
@@ -134,15 +165,15 @@ func (c *census) differences(r *refcounts, f func(cluster int64, has, want uint6
 	return c.uncounted(r, f)
 }
 
-func (c *census) differencesIn(r *refcounts, i int64, block []byte, f func(cluster int64, has, want uint64) error) error {
+func (c *census) differencesIn(r *refcounts, i int64, block []byte, f func(difference) error) error {
 	first := i * r.perBlock()
 	for n := range r.perBlock() {
-		has := count(block, r.order, n)
-		want, _ := c.refs.of(first + n)
-		if wrong, stale := c.refs.contradicts(first+n, has); has == want && !wrong && !stale {
+		want, marks := c.refs.of(first + n)
+		d := difference{first + n, count(block, r.order, n), want, marks}
+		if !d.is() {
 			continue
 		}
-		if err := f(first+n, has, want); err != nil {
+		if err := f(d); err != nil {
 			return err
 		}
 	}
@@ -150,18 +181,18 @@ func (c *census) differencesIn(r *refcounts, i int64, block []byte, f func(clust
 }
 
 // uncounted finds clusters in use for which there is no refcount block.
-func (c *census) uncounted(r *refcounts, f func(cluster int64, has, want uint64) error) error {
+func (c *census) uncounted(r *refcounts, f func(difference) error) error {
 	for page := range c.refs.pages {
-		for n := range int64(tallyPage) {
-			cluster := page*tallyPage + n
-			want, _ := c.refs.of(cluster)
+		for n := range int64(tallyClusters) {
+			cluster := page*tallyClusters + n
+			want, marks := c.refs.of(cluster)
 			if want == 0 {
 				continue
 			}
 			if off, err := r.offset(cluster / r.perBlock()); err == nil && off != 0 {
 				continue
 			}
-			if err := f(cluster, 0, want); err != nil {
+			if err := f(difference{cluster, 0, want, marks}); err != nil {
 				return err
 			}
 		}

@@ -15,28 +15,38 @@ import (
 // smaller than a cluster, and come in order.
 type inflated struct {
 	mu   sync.Mutex
-	host int64  // guarded by mu; 0 for none, where the header is
-	data []byte // guarded by mu; never changed once it is here
+	key  inflatedKey // guarded by mu
+	data []byte      // guarded by mu; nil for none; never changed once it is here
 }
 
-// readCompressed reads a part of a compressed cluster.
-func (im *Image) readCompressed(p []byte, e Extent) error {
-	data, err := im.inflate(e.Host, e.Packed)
-	if err != nil {
-		return err
+// inflatedKey has the length as well: of two entries with one place and different
+// lengths one may be good and the other not.
+type inflatedKey struct {
+	im      *Image
+	host, n int64
+}
+
+// cluster is the compressed cluster of im whose n bytes lie at host.
+func (k *inflated) cluster(im *Image, host, n int64) ([]byte, error) {
+	key := inflatedKey{im, host, n}
+	k.mu.Lock()
+	has, data := k.key, k.data
+	k.mu.Unlock()
+	if data != nil && has == key {
+		return data, nil
 	}
-	copy(p, data[e.Start%im.cluster():])
-	return nil
+	data, err := im.inflate(host, n)
+	if err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.key, k.data = key, data
+	return data, nil
 }
 
 // inflate decompresses the cluster whose n bytes lie at host.
 func (im *Image) inflate(host, n int64) ([]byte, error) {
-	im.inflated.mu.Lock()
-	if im.inflated.host == host && host != 0 {
-		defer im.inflated.mu.Unlock()
-		return im.inflated.data, nil
-	}
-	im.inflated.mu.Unlock()
 	packed := make([]byte, n)
 	if err := im.readData(packed, host); err != nil {
 		return nil, err
@@ -45,9 +55,6 @@ func (im *Image) inflate(host, n int64) ([]byte, error) {
 	if err := im.decompress(data, packed); err != nil {
 		return nil, fmt.Errorf("%w (at %#x)", err, host)
 	}
-	im.inflated.mu.Lock()
-	defer im.inflated.mu.Unlock()
-	im.inflated.host, im.inflated.data = host, data
 	return data, nil
 }
 

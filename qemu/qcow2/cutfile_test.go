@@ -14,7 +14,7 @@ var errCut = errors.New("injected")
 // It tells what was written between syncs, and fails the write or sync number
 // failAt (from 1 on), of which the first failSectors sectors got through.
 type cutFile struct {
-	Truncater
+	neverCalled
 	cache   []byte // what is read
 	disk    []byte // what a power cut leaves
 	size    int64
@@ -25,8 +25,8 @@ type cutFile struct {
 	failAt, failSectors int
 }
 
-// Truncater stands for what a header's change must not call.
-type Truncater interface {
+// neverCalled stands for what a header's change must not call.
+type neverCalled interface {
 	Truncate(size int64) error
 	CopyRange(off int64, src Source, srcOff, n int64) (int64, error)
 }

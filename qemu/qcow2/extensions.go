@@ -18,6 +18,14 @@ type Extension struct {
 	Data []byte
 }
 
+// QEMU writes five extensions of a few hundred bytes. Without a bound, a first
+// cluster of 2 MiB that is full of empty ones would take seconds to read and
+// megabytes to keep, and there may be 256 of them in a chain.
+const (
+	maxExtensions     = 256
+	maxExtensionBytes = 64 << 10
+)
+
 // readExtensions walks the extension area: from the end of the header up to the
 // backing name, or to the end of the first cluster when there is none.
 func (h *Header) readExtensions(in *input) (format, reading error) {
@@ -27,6 +35,9 @@ func (h *Header) readExtensions(in *input) (format, reading error) {
 	}
 	end = min(end, in.size)
 	for off := start; off+8 <= end; {
+		if len(h.Extensions) == maxExtensions || off > start+maxExtensionBytes {
+			return firstError(format, unsupported("the header extensions are too many or too long")), nil
+		}
 		if err := in.fill(off + 8); err != nil {
 			return nil, err
 		}
@@ -42,10 +53,13 @@ func (h *Header) readExtensions(in *input) (format, reading error) {
 		if n > end-off {
 			return firstError(format, corrupt("header extension %#08x is longer than the area it lies in", typ)), nil
 		}
+		if n > maxExtensionBytes {
+			return firstError(format, unsupported("header extension %#08x has %d bytes", typ, n)), nil
+		}
 		// The rest of the area at once: an area beyond the first read is rare,
 		// and one read per extension would let a file ask for thousands.
 		if off+n > int64(len(in.buf)) {
-			if err := in.fill(end); err != nil {
+			if err := in.fill(min(end, start+2*maxExtensionBytes)); err != nil {
 				return nil, err
 			}
 			if int64(len(in.buf)) < off+n {

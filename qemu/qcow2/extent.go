@@ -29,11 +29,16 @@ func (e *Extent) join(next Extent) bool {
 	return true
 }
 
-// extent is the longest extent that starts at off, of at most n bytes. The
-// range must lie inside the disk. Layer is 0.
+// maxSearched bounds how many bytes of the tables are searched for the end of an
+// extent: a file can name one table in millions of places.
+const maxSearched = 128 << 10
+
+// extent is the longest extent that starts at off, of at most n bytes, or as much
+// of it as can be found quickly. The range must lie inside the disk. Layer is 0.
 func (im *Image) extent(off, n int64) (Extent, error) {
 	e, err := im.piece(off, n)
-	for err == nil && e.Length < n {
+	left := maxSearched / min(im.cluster(), metaBlock) // pieces: none ends behind its table or block
+	for ; err == nil && e.Length < n && left > 1; left-- {
 		var next Extent
 		next, err = im.piece(e.End(), n-e.Length)
 		if err != nil || !e.join(next) {

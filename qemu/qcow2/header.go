@@ -18,8 +18,11 @@ const (
 	maxRefcountBytes  = 8 << 20  // QCOW_MAX_REFTABLE_SIZE
 	maxSnapshots      = 65536    // QCOW_MAX_SNAPSHOTS
 	minSnapshotEntry  = 40       // specification, "Snapshots": bytes of a table entry without its strings
+	maxBitmaps        = 65535    // QCOW2_MAX_BITMAPS
 	headerLengthV2    = 72
 	minHeaderLengthV3 = 104
+
+	maxBitmapDirectory = 1024 * maxBitmaps // QCOW2_MAX_BITMAP_DIRECTORY_SIZE, bytes
 )
 
 // Incompatible feature bits (specification, bytes 72 to 79).

@@ -16,8 +16,11 @@ type Image struct {
 	fileSize int64   // when it was opened
 	virtual  int64   // bytes a guest sees
 	meta     *metaCache
-	inflated inflated
 }
+
+// maxFileSize is far more than entries of tables can reach, and leaves room for
+// sums of offsets.
+const maxFileSize = 1 << 61
 
 // Open opens a qcow2 image. Its header is validated and little more is read:
 // tables are validated entry by entry where they are used. What cannot be read
@@ -33,6 +36,8 @@ func Open(src Source) (*Image, error) {
 		return nil, err
 	}
 	switch {
+	case size > maxFileSize:
+		return nil, unsupported("the file has %d bytes", size)
 	case h.Has(Corrupt):
 		return nil, corrupt("the image is marked corrupt; see qemu-img check")
 	case h.CryptMethod != 0:

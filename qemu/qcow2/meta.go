@@ -17,6 +17,13 @@ const metaBlock = 64 << 10
 // for 32 GiB of the disk.
 const metaBlocks = 64
 
+// Images in a chain share chainBlocks, 32 MiB, as long as each has minBlocks: one
+// for the L1 table and one for an L2 table.
+const (
+	chainBlocks = 512
+	minBlocks   = 2
+)
+
 // metaCache reads tables. It may be used by several goroutines.
 type metaCache struct {
 	src  io.ReaderAt
@@ -25,6 +32,7 @@ type metaCache struct {
 	mu     sync.Mutex
 	blocks map[int64]*list.Element // by number; guarded by mu
 	recent list.List               // of *cachedBlock, the last used first; guarded by mu
+	most   int                     // how many blocks are kept; guarded by mu
 }
 
 type cachedBlock struct {
@@ -33,13 +41,17 @@ type cachedBlock struct {
 }
 
 func newMetaCache(src io.ReaderAt, size int64) *metaCache {
-	return &metaCache{src: src, size: size, blocks: map[int64]*list.Element{}}
+	return &metaCache{src: src, size: size, blocks: map[int64]*list.Element{}, most: metaBlocks}
 }
 
 // view is what the cache has from off on in one piece: at least min(8, n) bytes
 // when off is a multiple of 8, at most n. It must not be changed.
+//
+// Behind the end of the file, where a table's last cluster need not have been
+// written in full, there are zeros, as for QEMU. Whether a table starts inside the
+// file is asked by those who know where it does.
 func (m *metaCache) view(off, n int64) ([]byte, error) {
-	if off < 0 || off >= m.size {
+	if off < 0 || off >= m.size+1<<maxClusterBits {
 		return nil, truncated("a table lies behind the end of the file")
 	}
 	b, err := m.block(off / metaBlock)
@@ -81,19 +93,34 @@ func (m *metaCache) block(number int64) ([]byte, error) {
 		return e.Value.(*cachedBlock).data, nil
 	}
 	m.blocks[number] = m.recent.PushFront(&cachedBlock{number, data})
-	if m.recent.Len() > metaBlocks {
-		last := m.recent.Remove(m.recent.Back()).(*cachedBlock)
-		delete(m.blocks, last.number)
-	}
+	m.shrink()
 	return data, nil
 }
 
-// load reads a block. The last one ends with zeros behind the end of the file,
-// where a table's last cluster need not have been written in full.
+// limit lowers how many blocks are kept.
+func (m *metaCache) limit(most int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.most = min(m.most, most)
+	m.shrink()
+}
+
+// shrink needs mu.
+func (m *metaCache) shrink() {
+	for m.recent.Len() > m.most {
+		last := m.recent.Remove(m.recent.Back()).(*cachedBlock)
+		delete(m.blocks, last.number)
+	}
+}
+
+// load reads a block, or what the file has of it.
 func (m *metaCache) load(number int64) ([]byte, error) {
 	off := number * metaBlock
 	data := make([]byte, metaBlock)
-	want := min(m.size-off, metaBlock)
+	want := max(min(m.size-off, metaBlock), 0)
+	if want == 0 {
+		return data, nil
+	}
 	n, err := m.src.ReadAt(data[:want], off)
 	if int64(n) == want {
 		return data, nil

@@ -1,19 +1,25 @@
 package qcow2
 
+import "context"
+
 // planner finds what a child would lose with its parents: what it does not have
 // itself and they do.
 type planner struct {
 	child       *Image
-	away, below *Chain // below has no layers when the child becomes a full
+	away, below *walk // below has no layers when the child becomes a full
+}
+
+func newPlanner(child *Image, away, below []*Image) planner {
+	return planner{child, newWalk(NewChain(away...)), newWalk(NewChain(below...))}
 }
 
 // Measure is how much Absorb would have to do: exactly, from the images' tables
 // alone.
-func Measure(child *Image, away, below []*Image) (Work, error) {
-	p := planner{child, NewChain(away...), NewChain(below...)}
+func Measure(ctx context.Context, child *Image, away, below []*Image) (Work, error) {
+	p := newPlanner(child, away, below)
 	var w Work
 	for off := int64(0); off < child.virtual; {
-		b, next, err := p.plan(off)
+		b, next, err := p.plan(ctx, off)
 		if err != nil {
 			return w, err
 		}
@@ -24,15 +30,21 @@ func Measure(child *Image, away, below []*Image) (Work, error) {
 }
 
 // plan fills a batch from off on, and tells where the next one begins.
-func (p *planner) plan(off int64) (b *batch, next int64, err error) {
+func (p *planner) plan(ctx context.Context, off int64) (b *batch, next int64, err error) {
 	b = newBatch(p.child.geometry)
 	for off < p.child.virtual {
+		if err := ctx.Err(); err != nil {
+			return nil, 0, err
+		}
 		e, err := p.child.extent(off, p.child.virtual-off)
 		if err != nil {
 			return nil, 0, err
 		}
 		end := e.End()
 		for e.Kind == Absent && off < end {
+			if err := ctx.Err(); err != nil {
+				return nil, 0, err
+			}
 			n, err := p.next(b, off, end)
 			if err != nil {
 				return nil, 0, err
@@ -51,7 +63,7 @@ func (p *planner) plan(off int64) (b *batch, next int64, err error) {
 // much of it; 0 when the batch is full. All begins and ends at the child's units,
 // or at the end of its disk.
 func (p *planner) next(b *batch, off, end int64) (int64, error) {
-	e, err := p.away.Extent(off, end-off)
+	e, err := p.away.extent(off, end-off)
 	if err != nil {
 		return 0, err
 	}
@@ -96,13 +108,13 @@ func (p *planner) compressed(b *batch, e Extent, r run, end int64) (int64, error
 func (p *planner) unit(b *batch, r run) (int64, error) {
 	absent, zero := true, true
 	for off := r.guest; off < r.guest+r.n; {
-		e, err := p.away.Extent(off, r.guest+r.n-off)
+		e, err := p.away.extent(off, r.guest+r.n-off)
 		if err != nil {
 			return 0, err
 		}
 		absent = absent && e.Kind == Absent
 		if e.Kind == Absent {
-			if e, err = p.below.Extent(off, e.Length); err != nil {
+			if e, err = p.below.extent(off, e.Length); err != nil {
 				return 0, err
 			}
 		}
@@ -129,7 +141,7 @@ func readsZero(e Extent) bool { return e.Kind == Zero || e.Kind == Absent && e.L
 func (p *planner) zeros(b *batch, r run) (int64, error) {
 	end := r.guest + r.n
 	for off := r.guest; off < end; {
-		e, err := p.below.Extent(off, end-off)
+		e, err := p.below.extent(off, end-off)
 		if err != nil {
 			return 0, err
 		}

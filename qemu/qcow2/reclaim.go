@@ -63,12 +63,12 @@ func (w *writer) release(ctx context.Context) error {
 //
 // An image that is corrupt is left alone: what its tables do not tell might be
 // in use.
-func Reclaim(f File, oldEnd int64) error {
+func Reclaim(ctx context.Context, f File, oldEnd int64) error {
 	im, err := Open(f)
 	if err != nil {
 		return err
 	}
-	c, r, err := inspect(im)
+	c, r, err := inspect(ctx, im)
 	if err != nil {
 		return err
 	}
@@ -81,27 +81,47 @@ func Reclaim(f File, oldEnd int64) error {
 	return c.cut(f, oldEnd)
 }
 
-// free lowers refcounts to the number of references. The counts are durable
-// before the file is cut off.
+// free gives back the clusters at or behind oldEnd that are counted too often.
 func (c *census) free(f File, r *refcounts, oldEnd int64) error {
-	blocks := map[int64]bool{}
-	err := c.differences(r, func(cluster int64, _, want uint64) error {
-		if cluster*c.im.cluster() < oldEnd {
+	return c.lower(f, r, func(d difference) bool {
+		// With references left, only clusters of compressed data can be counted
+		// less: for others the entries would have to say so, too.
+		return d.cluster >= (oldEnd+c.im.cluster()-1)/c.im.cluster() && (d.want == 0 || d.marks == 0)
+	})
+}
+
+// lower lowers refcounts to the number of references, for the clusters that are
+// chosen. The counts are durable before anything else is done. One block is in
+// memory at a time: how many differ is up to who wrote the image.
+func (c *census) lower(f File, r *refcounts, choose func(difference) bool) error {
+	block, changed := int64(-1), false
+	flush := func() error {
+		for _, b := range r.changed() {
+			if err := writeTable(f, b); err != nil {
+				return err
+			}
+		}
+		r.blocks = map[int64]*table{}
+		return nil
+	}
+	err := c.differences(r, func(d difference) error {
+		if d.has <= d.want || !choose(d) {
 			return nil
 		}
-		blocks[cluster/r.perBlock()] = true
-		return r.set(cluster, want)
+		if i := d.cluster / r.perBlock(); i != block {
+			if err := flush(); err != nil {
+				return err
+			}
+			block = i
+		}
+		changed = true
+		return r.set(d.cluster, d.want)
 	})
-	if err != nil {
+	if err != nil || !changed {
 		return err
 	}
-	for _, b := range r.changed() {
-		if err := writeTable(f, b); err != nil {
-			return err
-		}
-	}
-	if len(blocks) == 0 {
-		return nil
+	if err := flush(); err != nil {
+		return err
 	}
 	return syncFile(f)
 }

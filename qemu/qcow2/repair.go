@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"context"
 	"fmt"
 	"io"
 )
@@ -23,9 +24,12 @@ import (
 //
 // An image that is corrupt in any other way is ErrCorrupt and left alone: what its
 // tables do not tell might be in use. ErrUnsupported is one in which clusters may
-// belong to what is not known. After ErrSync nothing is known about what is on
-// disk but that it reads the same.
-func RepairLeaks(f File) (freed int64, err error) {
+// belong to what is not known, ErrFallback one that takes too much memory to count.
+// After ErrSync nothing is known about what is on disk but that it reads the same.
+//
+// It ends with ctx until it begins to write, and not any more then: nothing would
+// be lost, but it would have to be done again.
+func RepairLeaks(ctx context.Context, f File) (freed int64, err error) {
 	im, err := Open(f)
 	if err != nil {
 		return 0, err
@@ -36,17 +40,21 @@ func RepairLeaks(f File) (freed int64, err error) {
 		}
 		return 0, err
 	}
-	c, r, err := inspect(im)
+	c, r, err := inspect(ctx, im)
 	if err != nil {
 		return 0, err
 	}
 	if c.found.CorruptionCount > c.found.StaleFlags {
 		return 0, corrupt("%s", c.found.Corruptions[0])
 	}
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	begun := &beginning{f, c, context.WithoutCancel(ctx)}
 	for _, step := range []func() error{
-		func() error { return c.free(f, r, 0) },
-		func() error { return c.flag(f) },
-		func() error { return c.cut(f, 0) },
+		func() error { return c.lower(begun, r, func(difference) bool { return true }) },
+		func() error { return c.flag(begun) },
+		func() error { return c.cut(begun, 0) },
 	} {
 		if err := step(); err != nil {
 			return 0, err
@@ -54,6 +62,18 @@ func RepairLeaks(f File) (freed int64, err error) {
 	}
 	size, err := f.Size()
 	return c.spare*im.cluster() + im.fileSize - size, err
+}
+
+// beginning is a file that has a census end no more once it is written to.
+type beginning struct {
+	File
+	c       *census
+	patient context.Context
+}
+
+func (f *beginning) WriteAt(p []byte, off int64) (int, error) {
+	f.c.ctx = f.patient
+	return f.File.WriteAt(p, off)
 }
 
 const (
@@ -109,7 +129,8 @@ func (c *census) flag(f File) error {
 	}
 	for i := range int64(h.L1Size) {
 		off := int64(l1.get64(i) & offsetMask)
-		if off == 0 {
+		// What a table that is named twice leads to has two references, too.
+		if off == 0 || c.tables[off].names() > 1 {
 			continue
 		}
 		if c.refs.unflagged(off / c.im.cluster()) {
@@ -128,7 +149,7 @@ func (c *census) flag(f File) error {
 // flagTable does so in an L2 table.
 func (c *census) flagTable(f File, off int64) error {
 	var t *table
-	err := eachEntry(c.im, off, func(at int64, e l2Entry) error {
+	err := c.eachEntry(off, func(at int64, e l2Entry) error {
 		if e.compressed() || e.host() == 0 || e.desc&flagCopied != 0 || !c.refs.unflagged(e.host()/c.im.cluster()) {
 			return nil
 		}
@@ -160,14 +181,14 @@ func writeTable(f File, t *table) error {
 // unflagged reports whether a cluster's only entry is an active one that has not
 // the flag of a refcount of one.
 func (t *tally) unflagged(cluster int64) bool {
-	c := t.at(cluster)
-	return c&^tallyMarks == 1 && c&plainMark != 0
+	n, marks := t.of(cluster)
+	return n == 1 && marks&markShared != 0
 }
 
 func (t *tally) anyUnflagged() bool {
 	for page := range t.pages {
-		for n := range int64(tallyPage) {
-			if t.unflagged(page*tallyPage + n) {
+		for n := range int64(tallyClusters) {
+			if t.unflagged(page*tallyClusters + n) {
 				return true
 			}
 		}

@@ -2,11 +2,11 @@ package qcow2
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -71,7 +71,7 @@ func repair(t *testing.T, file string) (int64, error) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	return RepairLeaks(OSFile{f})
+	return RepairLeaks(t.Context(), OSFile{f})
 }
 
 // After a repair qemu-img finds nothing, and reads the same, snapshots included.
@@ -154,6 +154,29 @@ func TestRepairLeaksBitmaps(t *testing.T) {
 	repairOne(t, file, "at the end")
 }
 
+// It ends with its context until it begins to write.
+func TestRepairLeaksCancelled(t *testing.T) {
+	file := leaky(t, damagedTemplate(t, "cluster_size=4k", true), leaks[1].make)
+	before := openSpecimen(t, file).b
+	for _, when := range []string{"read", "write"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		d := &disk{data: bytes.Clone(before), fail: func(call string) error {
+			if call == when {
+				cancel()
+			}
+			return nil
+		}}
+		freed, err := RepairLeaks(ctx, d)
+		if when == "read" && (!errors.Is(err, context.Canceled) || freed != 0 || len(d.log) > 0) {
+			t.Errorf("while it reads: got %d, %v, %v", freed, err, d.log)
+		}
+		if when == "write" && (err != nil || freed == 0) {
+			t.Errorf("while it writes: got %d, %v", freed, err)
+		}
+		cancel()
+	}
+}
+
 func TestRepairLeaksRefused(t *testing.T) {
 	template := damagedTemplate(t, "cluster_size=64k", true)
 	for name, c := range map[string]struct {
@@ -168,7 +191,7 @@ func TestRepairLeaksRefused(t *testing.T) {
 		"a compatible feature":      {func(s *specimen) { s.xor(80, 1<<9) }, ErrUnsupported},
 		"an extension":              {func(s *specimen) { s.put32(112, 0x12345678) }, ErrUnsupported},
 		"a longer header":           {longerHeader, ErrUnsupported},
-		"a bitmap that is not sane": {func(s *specimen) { s.put32(112, ExtBitmaps); s.put(88, 1) }, ErrTruncated},
+		"a bitmap that is not sane": {func(s *specimen) { s.put32(112, ExtBitmaps); s.put(88, 1) }, ErrCorrupt},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := leaky(t, template, func(s *specimen) {
@@ -209,54 +232,51 @@ func TestRepairLeaksPowerCut(t *testing.T) {
 			t.Run(template.name+"/"+c.name, func(t *testing.T) {
 				file := leaky(t, image, c.make)
 				want, before := contents(t, file), openSpecimen(t, file).b
-				d := newDisk(before)
-				if _, err := RepairLeaks(d); err != nil {
+				d, calls := counted(before, 0)
+				if _, err := RepairLeaks(t.Context(), d); err != nil {
 					t.Fatal(err)
 				}
-				for i, cut := range d.cuts(rng, 3) {
-					repairCut(t, file, cut, want, i%19 == 0)
-				}
-				for n := 1; n <= d.acts; n++ {
-					d := newDisk(before)
-					if d.failAt = n; !fails(d) {
-						t.Errorf("act %d failed and nobody was told", n)
+				for n := range len(d.log) + 1 {
+					for i := range 3 {
+						repairCut(t, file, cut(before, d.log, n, 0.5, rng), want, (3*n+i)%19 == 0)
 					}
-					repairCut(t, file, d.cache, want, false)
+				}
+				for n := 1; n <= *calls; n++ {
+					d, _ := counted(before, n)
+					if freed, err := RepairLeaks(t.Context(), d); !errors.Is(err, errCut) || freed != 0 {
+						t.Errorf("call %d failed: got %d, %v", n, freed, err)
+					}
+					repairCut(t, file, d.data, want, false)
 				}
 			})
 		}
 	}
 }
 
-func fails(d *disk) bool {
-	freed, err := RepairLeaks(d)
-	return errors.Is(err, errCut) && freed == 0
-}
-
 // repairCut repairs what a power cut left.
-func repairCut(t *testing.T, file string, cut, want []byte, ask bool) {
+func repairCut(t *testing.T, file string, left, want []byte, ask bool) {
 	t.Helper()
-	found, err := Check(newDisk(cut))
+	found, err := Check(t.Context(), &disk{data: bytes.Clone(left)})
 	if err != nil || found.CorruptionCount > found.StaleFlags {
 		t.Fatalf("a power cut corrupts: %+v, %v", found, err)
 	}
 	if ask {
-		if err := os.WriteFile(file, cut, 0o644); err != nil {
+		if err := os.WriteFile(file, left, 0o644); err != nil {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(contents(t, file), want) {
 			t.Fatal("it reads differently after a power cut")
 		}
 	}
-	again := newDisk(cut)
-	if _, err := RepairLeaks(again); err != nil {
+	again := &disk{data: bytes.Clone(left)}
+	if _, err := RepairLeaks(t.Context(), again); err != nil {
 		t.Fatal(err)
 	}
-	if found, err := Check(again); err != nil || found.CorruptionCount > 0 || found.LeakedClusters > 0 {
+	if found, err := Check(t.Context(), again); err != nil || found.CorruptionCount > 0 || found.LeakedClusters > 0 {
 		t.Fatalf("after a second repair: %+v, %v", found, err)
 	}
 	if ask {
-		if err := os.WriteFile(file, again.cache, 0o644); err != nil {
+		if err := os.WriteFile(file, again.data, 0o644); err != nil {
 			t.Fatal(err)
 		}
 		if found := qemuCheck(t, file); !found.sound() || !bytes.Equal(contents(t, file), want) {
@@ -265,95 +285,16 @@ func repairCut(t *testing.T, file string, cut, want []byte, ask bool) {
 	}
 }
 
-// disk is a file in memory that remembers what a power cut could leave of it.
-type disk struct {
-	cache   []byte
-	synced  []byte
-	pending []cutWrite // in sectors; one without bytes is a truncation to off
-	moments []moment
-	failAt  int // the write, sync or truncation, from 1 on, that fails
-	acts    int
-}
-
-type moment struct {
-	synced  []byte
-	pending []cutWrite
-}
-
-var _ File = (*disk)(nil)
-
-func newDisk(b []byte) *disk { return &disk{cache: bytes.Clone(b), synced: bytes.Clone(b)} }
-
-func (d *disk) Size() (int64, error) { return int64(len(d.cache)), nil }
-
-func (d *disk) ReadAt(p []byte, off int64) (int, error) {
-	return bytes.NewReader(d.cache).ReadAt(p, off)
-}
-
-func (d *disk) act() error {
-	d.acts++
-	if d.acts == d.failAt {
-		return errCut
-	}
-	return nil
-}
-
-func (d *disk) WriteAt(p []byte, off int64) (int, error) {
-	if err := d.act(); err != nil {
-		return 0, err
-	}
-	copy(d.cache[off:], p) // a repair writes nothing behind the end
-	for rest, at := p, off; len(rest) > 0; {
-		n := min(int64(len(rest)), sectorSize-at%sectorSize)
-		d.pending = append(d.pending, cutWrite{at, bytes.Clone(rest[:n])})
-		rest, at = rest[n:], at+n
-	}
-	d.remember()
-	return len(p), nil
-}
-
-func (d *disk) Truncate(size int64) error {
-	if err := d.act(); err != nil {
-		return err
-	}
-	d.cache = d.cache[:size]
-	d.pending = append(d.pending, cutWrite{off: size})
-	d.remember()
-	return nil
-}
-
-func (d *disk) Sync() error {
-	if err := d.act(); err != nil {
-		return err
-	}
-	d.synced, d.pending = bytes.Clone(d.cache), nil
-	d.remember()
-	return nil
-}
-
-func (d *disk) CopyRange(int64, Source, int64, int64) (int64, error) { return 0, errors.ErrUnsupported }
-
-func (d *disk) remember() {
-	d.moments = append(d.moments, moment{d.synced, slices.Clone(d.pending)})
-}
-
-// cuts are n disks that a power cut may leave at each moment, each with a part of
-// what was not synced.
-func (d *disk) cuts(rng *rand.Rand, n int) (all [][]byte) {
-	for _, m := range d.moments {
-		for range n {
-			b := bytes.Clone(m.synced)
-			for _, w := range m.pending {
-				switch {
-				case rng.IntN(2) == 0:
-				case w.b == nil:
-					b = b[:w.off]
-				default:
-					copy(b[w.off:], w.b)
-				}
-			}
-			all = append(all, b)
+// counted fails the write, sync or truncation number failAt, from 1 on.
+func counted(b []byte, failAt int) (d *disk, calls *int) {
+	calls = new(int)
+	return &disk{data: bytes.Clone(b), fail: func(call string) error {
+		if call == "read" {
+			return nil
 		}
-	}
-	return all
+		if *calls++; *calls == failAt {
+			return errCut
+		}
+		return nil
+	}}, calls
 }

@@ -155,6 +155,11 @@ var headerChanges = []struct {
 	{"v3/65536 u600 qcow2 . 800:a", "b", "raw", noRoom, ""},
 	{"v3/65536 u8 host_device u16 . 200:a", "b", "raw", "", "v3/65536 u8 raw u16 . 176:b"},
 	{"v3/65536 u8 raw u16 . 176:a", "b", "host_device", "", "v3/65536 u8 host_device u16 . 184:b"},
+	{"v3/65536 host_device u368 . 520:a", "b", "raw", "521+1", "v3/65536 raw u368 . 521:b"},
+	{"v3/65536 host_device u368 . 600:a", "*600", "raw", "601+600", "v3/65536 raw u368 . 601:*600"},
+	{"v3/65536 host_device u368 . 1200:a", "*600", "raw", "520+600", "v3/65536 raw u368 . 520:*600"},
+	{"v3/65536 u384 . 528:a", "b", "raw", noRoom, ""}, // the old name lies between the area's new end and the new name
+	{"v3/65536 u384 . 600:a", "b", "raw", "512+17", "v3/65536 raw u384 . 528:b"},
 	// Longer headers, one that fills the sector and one beyond it.
 	{"v3+64/65536 qcow2 . 200:a", "b", "raw", "", "v3+64/65536 raw . 200:b"},
 	{"v3+392/65536 qcow2 . 600:a", "b", "qcow2", "528+1", "v3+392/65536 qcow2 . 528:b"},
@@ -278,7 +283,6 @@ func TestProveFindsDamage(t *testing.T) {
 		"L1":            func(r *rewrite) { r.sector[45] ^= 0x20 },
 		"format":        func(r *rewrite) { r.sector[112+64+8] = 'x' },
 		"name":          func(r *rewrite) { r.slack = []byte("c") },
-		"name on END":   func(r *rewrite) { draft(r.sector).u64(8, 584); draft(r.sector).u32(16, 1) },
 	} {
 		r, err := planHeader(b, h, c)
 		if err != nil {
@@ -288,6 +292,24 @@ func TestProveFindsDamage(t *testing.T) {
 		if err := r.prove(b, h, c); (err == nil) != (name == "none") {
 			t.Errorf("%s: got %v", name, err)
 		}
+	}
+}
+
+// Without the marker QEMU would read garbage as extensions.
+func TestProveFindsNoEnd(t *testing.T) {
+	b := sketch("v3/512 qcow2 . 136:a")
+	h, err := parseCluster(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := HeaderChange{Backing: &Backing{"b", "raw"}}
+	r, err := planHeader(b, h, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	draft(r.sector).name(128, "b")
+	if err := r.prove(b, h, c); err == nil {
+		t.Error("proved")
 	}
 }
 

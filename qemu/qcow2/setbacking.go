@@ -29,8 +29,8 @@ var (
 // Autoclear feature bits that are not known are cleared, as a writer must.
 //
 // After nil the new parent is durable, and only then may the old one go. A
-// header that names the new parent already is synced and left alone, so after
-// any error the same call may be made again.
+// header that names the new parent already is written once more as it is, so
+// after any error the same call may be made again.
 //
 // Errors: a group of ReadHeader, ErrNoRoom, or a name or format that no header
 // can hold: nothing was written. ErrSync, or the error of a write: the file
@@ -51,14 +51,14 @@ func changeHeader(f File, c HeaderChange) error {
 		return err
 	}
 	if c.saidBy(h) {
-		return syncFile(f)
+		return rewriteSector(f, cluster0)
 	}
 	r, err := planHeader(cluster0, h, c)
 	if err != nil {
 		return err
 	}
 	if len(r.slack) > 0 {
-		if _, err := f.WriteAt(r.slack, r.slackOff); err != nil {
+		if err := writeAt(f, r.slack, r.slackOff); err != nil {
 			return fmt.Errorf("write the backing name: %w", err)
 		}
 		if err := syncFile(f); err != nil {
@@ -66,14 +66,23 @@ func changeHeader(f File, c HeaderChange) error {
 		}
 	}
 	// COMMIT POINT: until this write the header says the old, after it the new.
-	if _, err := f.WriteAt(r.sector, 0); err != nil {
+	if err := writeAt(f, r.sector, 0); err != nil {
+		return fmt.Errorf("write the header: %w", err)
+	}
+	return syncFile(f)
+}
+
+// rewriteSector writes what is there: after a sync that failed, the header that
+// was read may be one that the kernel remembers and the disk never got.
+func rewriteSector(f File, cluster0 []byte) error {
+	if err := writeAt(f, cluster0[:sectorSize], 0); err != nil {
 		return fmt.Errorf("write the header: %w", err)
 	}
 	return syncFile(f)
 }
 
 // canChange is nil when changeHeader would lay c out, and writes nothing.
-func canChange(f File, c HeaderChange) error {
+func canChange(f Source, c HeaderChange) error {
 	h, cluster0, err := readCluster0(f, c)
 	if err != nil {
 		return err
@@ -86,13 +95,11 @@ func canChange(f File, c HeaderChange) error {
 // page cache holds, as if it were durable, what never got there: a second try
 // would find the new name, find nothing to do, and have the parent deleted.
 func evictHeader(f File) {
-	if e, ok := f.(interface{ Evict(off, n int64) }); ok {
-		e.Evict(0, 1<<maxClusterBits) // whole pages, whatever their size
-	}
+	evict(f, 0, 1<<maxClusterBits) // whole pages, whatever their size
 }
 
 // readCluster0 reads the header and the cluster it lies in.
-func readCluster0(f File, c HeaderChange) (*Header, []byte, error) {
+func readCluster0(f Source, c HeaderChange) (*Header, []byte, error) {
 	size, err := f.Size()
 	if err != nil {
 		return nil, nil, err

@@ -43,17 +43,6 @@ func ioIn(t *testing.T, dir string, commands ...string) {
 	runIn(t, dir, "qemu-io", append(append([]string{"-f", "qcow2"}, io...), "x")...)
 }
 
-func runIn(t *testing.T, dir, program string, args ...string) string {
-	t.Helper()
-	cmd := exec.Command(program, args...)
-	cmd.Dir = dir
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %q: %v\n%s", program, args, err, out)
-	}
-	return string(out)
-}
-
 func openSpecimen(t *testing.T, file string) *specimen {
 	t.Helper()
 	b, err := os.ReadFile(file)
@@ -147,7 +136,7 @@ func check(t *testing.T, file string) (*Findings, error) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	return Check(OSFile{f})
+	return Check(t.Context(), OSFile{f})
 }
 
 // copyOf is a copy of an image, in a directory of its own.

@@ -58,13 +58,12 @@ func (p pace) chunk() int64 {
 
 // copier copies from layers to a file, in the kernel where that is possible.
 type copier struct {
-	file    File
-	fresh   int64 // from here on the file is a hole until it is written
-	byHand  bool  // the kernel said that it cannot
-	buffer  []byte
-	calls   int
-	pace    pace
-	evicted bool
+	file   File
+	fresh  int64 // from here on the file is a hole until it is written
+	byHand bool  // the kernel said that it cannot
+	buffer []byte
+	calls  int
+	pace   pace
 }
 
 // copy copies c from im's file. Behind the end of that there are zeros.

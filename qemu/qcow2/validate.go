@@ -166,6 +166,9 @@ func (h *Header) regions() ([]region, error) {
 		if len(e.Data) < 24 {
 			return nil, corrupt("the bitmaps extension has %d bytes", len(e.Data))
 		}
+		if n, size := binary.BigEndian.Uint32(e.Data), binary.BigEndian.Uint64(e.Data[8:]); n > maxBitmaps || size > maxBitmapDirectory {
+			return nil, corrupt("there are %d bitmaps in a directory of %d bytes", n, size)
+		}
 		all = append(all, region{"the bitmap directory", binary.BigEndian.Uint64(e.Data[16:]), binary.BigEndian.Uint64(e.Data[8:])})
 	}
 	regions := []region{{"the header", 0, uint64(h.ClusterSize())}}

@@ -34,37 +34,39 @@ func (f patched) ReadAt(p []byte, off int64) (int, error) {
 
 // verify reads what the batch moved, as the guest will once it is linked and the
 // new parent named, and compares it with what the guest reads now.
-func (a *absorb) verify(ctx context.Context, b *batch, links []write) error {
-	a.Step("ABSORB:VERIFY")
-	if !a.Verify {
+func (m *mover) verify(ctx context.Context, b *batch, links []write) error {
+	m.step("ABSORB:VERIFY")
+	if !m.Verify {
 		return nil
 	}
-	a.evict()
-	child, err := Open(patched{a.Child, links})
+	m.evict()
+	child, err := Open(patched{m.file, links})
 	if err != nil {
 		return err
 	}
-	after := NewChain(append([]*Image{child}, a.Below...)...)
+	after := NewChain(append([]*Image{child}, m.below.layers...)...)
 	return b.runs(func(r run) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		r.n = min(r.n, child.virtual-r.guest)
-		return same(a.old, after, r)
+		return same(m.old, after, r)
 	})
 }
 
 // evict has the disk read again and not what the kernel remembers of it.
-func (a *absorb) evict() {
-	f, ok := a.Child.(interface{ Evict(off, n int64) })
-	if !ok {
-		return
+func (m *mover) evict() {
+	for _, c := range m.writer.copies {
+		evict(m.file, c.dst, c.n)
 	}
-	for _, c := range a.writer.copies {
-		f.Evict(c.dst, c.n)
+	first := m.writer.first * m.im.cluster()
+	evict(m.file, first, m.writer.end*m.im.cluster()-first)
+}
+
+func evict(f Source, off, n int64) {
+	if e, ok := f.(interface{ Evict(off, n int64) }); ok {
+		e.Evict(off, n)
 	}
-	first := a.writer.first * a.child.cluster()
-	f.Evict(first, a.writer.end*a.child.cluster()-first)
 }
 
 // same compares a run of two chains.

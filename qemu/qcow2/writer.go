@@ -156,7 +156,7 @@ func (w *writer) setData(r run) error {
 			w.free(e)
 			e = l2Entry{}
 		}
-		e.desc = uint64(off) | flagCopied
+		e.desc = uint64(off) | flagCopied // without the flag of a zero cluster
 		if w.im.extended {
 			bits := w.bits(guest, n)
 			e.bitmap = e.bitmap&^(bits<<32) | bits
@@ -179,12 +179,12 @@ func (w *writer) setZero(r run) error {
 			w.free(e)
 			e = l2Entry{}
 		}
-		if w.im.extended {
-			bits := w.bits(guest, n)
-			e.bitmap = e.bitmap&^bits | bits<<32
-		} else {
-			e.desc |= flagZero // a cluster that it has stays its own
+		if !w.im.extended {
+			w.free(e)
+			return w.put(guest, l2Entry{desc: flagZero})
 		}
+		bits := w.bits(guest, n)
+		e.bitmap = e.bitmap&^bits | bits<<32 // a cluster that it has stays its own
 		return w.put(guest, e)
 	})
 }
@@ -223,9 +223,15 @@ func (w *writer) eachCluster(r run, f func(guest, n int64) error) error {
 	return nil
 }
 
-// free notes that nothing will lead to a compressed cluster any more.
+// free notes that an entry will lead nowhere any more.
 func (w *writer) free(e l2Entry) {
-	off, n := w.im.packed(e)
+	off, n := e.host(), w.im.cluster()
+	if e.compressed() {
+		off, n = w.im.packed(e)
+	}
+	if off == 0 {
+		return
+	}
 	for i := off / w.im.cluster(); i <= (off+n-1)/w.im.cluster(); i++ {
 		w.freed = append(w.freed, i)
 	}
@@ -302,6 +308,11 @@ func (w *writer) addPacked(all []packedCluster) error {
 		if !ok {
 			return fmt.Errorf("a compressed cluster would lie too far behind: %w", ErrFallback)
 		}
+		old, err := w.entry(p.guest)
+		if err != nil {
+			return err
+		}
+		w.free(old)
 		if err := w.put(p.guest, e); err != nil {
 			return err
 		}
@@ -336,6 +347,9 @@ func (w *writer) allocate() error {
 	}
 	if err := w.addBlocks(); err != nil {
 		return err
+	}
+	if w.end > (offsetMask+sectorSize)>>w.im.clusterBits {
+		return fmt.Errorf("the file would be longer than offsets can tell: %w", ErrFallback)
 	}
 	for i := w.first; i < w.end; i++ {
 		n := uint64(1)
@@ -381,13 +395,14 @@ func (w *writer) addBlocks() error {
 		if last := (end - 1) / per; last >= w.refs.entries() {
 			// Half as long again, so that it does not grow with every batch.
 			table = ((last+1)*3/2*8 + w.im.cluster() - 1) / w.im.cluster()
+			// Asked here, or the blocks for a table of any size would be listed first.
+			if table*w.im.cluster() > maxRefcountBytes {
+				return fmt.Errorf("the refcount table would be longer than %d bytes: %w", maxRefcountBytes, ErrFallback)
+			}
 		}
 		if need = w.end + int64(len(missing)) + table; need > end {
 			end, need = need, need+1
 		}
-	}
-	if table*w.im.cluster() > maxRefcountBytes {
-		return fmt.Errorf("the refcount table would be longer than %d bytes: %w", maxRefcountBytes, ErrFallback)
 	}
 	at := w.end
 	if table > 0 {

@@ -1,0 +1,123 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/chainfs/chainfs/chain"
+	"github.com/chainfs/chainfs/qemu/qcow2"
+	"golang.org/x/sys/unix"
+)
+
+// Measure tells what a job would take. It reads tables and changes nothing; who
+// uses the images is not asked.
+func (r *Rebaser) Measure(ctx context.Context, job chain.RebaseJob) (chain.Effort, error) {
+	w := r.newRebase(job, nil)
+	defer w.close()
+	e, err := w.effort(ctx)
+	if err != nil {
+		return e, fmt.Errorf("measure the rebase of %s onto %s: %w", job.Child, target(job), err)
+	}
+	return e, nil
+}
+
+func (w *rebase) effort(ctx context.Context) (chain.Effort, error) {
+	w.look = true
+	if err := w.each(ctx, w.checkJob, w.openChild, w.checkChild, w.checkLayers); err != nil {
+		return chain.Effort{}, err
+	}
+	away, ok := w.away()
+	if w.standsOnTarget(w.header) {
+		return chain.Effort{Way: chain.InPlace, Why: "it stands there already"}, nil
+	}
+	if w.opts.ByCopy {
+		return w.byCopy("it was asked for"), nil
+	}
+	if !ok {
+		return w.byCopy("its new parent is not below it"), nil
+	}
+	err := qcow2.InPlace(qcow2.OSFile{File: w.child}, string(w.job.NewName), string(w.job.NewFormat))
+	if errors.Is(err, qcow2.ErrFallback) || errors.Is(err, qcow2.ErrNoRoom) {
+		return w.byCopy(err.Error()), nil
+	}
+	if err != nil {
+		return chain.Effort{}, err
+	}
+	images, err := w.openImages()
+	if err != nil {
+		return chain.Effort{}, err
+	}
+	work, err := w.measure(ctx, images, away)
+	if err != nil {
+		return chain.Effort{}, err
+	}
+	return w.cheaper(ctx, chain.Effort{Bytes: work.Bytes(), Way: chain.InPlace}, images)
+}
+
+// cheaper is a merge downwards where that is possible and copies less. On a file
+// system that shares extents an absorb copies nothing at all.
+func (w *rebase) cheaper(ctx context.Context, up chain.Effort, images []*qcow2.Image) (chain.Effort, error) {
+	job := w.job.Merge
+	if job == nil {
+		return up, nil
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(w.dir.Fd()), &fs); err != nil {
+		return up, fmt.Errorf("look at the file system: %w", err)
+	}
+	if sharing[int64(fs.Type)] {
+		return up, nil
+	}
+	child, err := qcow2.Open(qcow2.OSFile{File: w.child})
+	if err != nil {
+		return up, err
+	}
+	work, err := qcow2.MeasureDown(ctx, images[0], child)
+	switch {
+	case errors.Is(err, qcow2.ErrFallback):
+		return up, nil
+	case err != nil:
+		return up, err
+	case work.Bytes() >= up.Bytes, w.checkRoom(work) != nil:
+		return up, nil
+	}
+	if ok, err := w.mayMerge(job); err != nil || !ok {
+		return up, err
+	}
+	return chain.Effort{
+		Bytes: work.Bytes(), Way: chain.MergeDown,
+		Why: fmt.Sprintf("the other way it would be %s", chain.Size(up.Bytes)),
+	}, nil
+}
+
+// mayMerge: both headers have room for the names, and nobody else has the parent
+// open or knows it by another name.
+func (w *rebase) mayMerge(job *chain.MergeJob) (bool, error) {
+	hidden := chain.RelativeName(job.Child, job.Scratch)
+	parent := w.layers[job.Parent]
+	for f, name := range map[*os.File]chain.Path{w.child: hidden, parent: job.NewName} {
+		err := qcow2.InPlace(qcow2.OSFile{File: f}, string(name), string(chain.QCOW2))
+		if errors.Is(err, qcow2.ErrNoRoom) || errors.Is(err, qcow2.ErrFallback) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	st, err := stat(parent)
+	if err != nil || st.Nlink != 1 || st.Ino != job.Identity.Inode {
+		return false, err
+	}
+	use, err := useOf(parent)
+	if err != nil || use.Locked || use.Writer {
+		return false, err
+	}
+	return isAlone(parent)
+}
+
+// byCopy is what a rebase by a scratch copy takes at most.
+func (w *rebase) byCopy(why string) chain.Effort {
+	return chain.Effort{Bytes: w.job.Bytes, Way: chain.ByCopy, Why: why, AtMost: true}
+}

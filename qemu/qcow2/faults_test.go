@@ -1,0 +1,198 @@
+package qcow2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// fault is what goes wrong at one call.
+type fault struct {
+	call     string // read, write, copy, truncate, sync
+	err      error
+	absorbed bool // the engine goes on, and the absorb succeeds
+	onwards  bool // every later call of any kind fails as well
+}
+
+var faults = []fault{
+	{call: "write", err: unix.EIO},
+	{call: "write", err: unix.ENOSPC},
+	{call: "write", err: short{unix.ENOSPC, 0.4}},
+	{call: "write", err: short{unix.EINTR, 0.5}, absorbed: true},
+	{call: "write", err: unix.EINTR, absorbed: true},
+	{call: "write", err: short{nil, 0.3}, absorbed: true},
+	{call: "write", err: unix.EIO, onwards: true},
+	{call: "copy", err: unix.EIO},
+	{call: "copy", err: unix.ENOSPC},
+	{call: "copy", err: unix.EINTR, absorbed: true},
+	{call: "copy", err: short{nil, 0.3}, absorbed: true},
+	{call: "copy", err: short{nil, 0}, absorbed: true},
+	{call: "copy", err: unix.EXDEV, absorbed: true},
+	{call: "copy", err: unix.EINVAL, absorbed: true},
+	{call: "copy", err: unix.ENOSYS, absorbed: true},
+	{call: "copy", err: unix.EOPNOTSUPP, absorbed: true},
+	{call: "truncate", err: unix.ENOSPC},
+	{call: "truncate", err: unix.EFBIG},
+	{call: "sync", err: unix.EIO},
+	{call: "sync", err: unix.ENOSPC},
+	{call: "sync", err: unix.EIO, onwards: true},
+	{call: "read", err: unix.EIO},
+}
+
+// at names the fault at the n-th call.
+func (f fault) at(n int) string { return fmt.Sprintf("%s %d: %v", f.call, n, f.err) }
+
+// inject makes the n-th call of the fault's kind fail.
+func (f fault) inject(d *disk, n int) {
+	met, broken := 0, false
+	d.fail = func(call string) error {
+		if broken && f.onwards {
+			return f.err
+		}
+		if call != f.call {
+			return nil
+		}
+		if met++; met-1 == n {
+			broken = true
+			return f.err
+		}
+		return nil
+	}
+}
+
+// TestFaults fails every single call of an absorb, in every way that it can fail:
+// the error is told, the child reads as before, and a run on a disk that works
+// again completes.
+func TestFaults(t *testing.T) {
+	rng := dice(t)
+	all := scenes(t, rng)
+	cases := 0
+	for i := range all {
+		s := &all[i]
+		calls := s.calls(t)
+		for _, f := range faults {
+			// All calls where they are few, a sample of them where they are many.
+			step := max(calls[f.call]/6, 1)
+			for n := rng.IntN(step); n < calls[f.call]; n += step {
+				s.faulty(t, f, n)
+				cases++
+			}
+		}
+	}
+	t.Logf("%d faults", cases)
+}
+
+// calls counts the calls of a run in which nothing fails.
+func (s *scene) calls(t *testing.T) map[string]int {
+	t.Helper()
+	count := map[string]int{}
+	d := &disk{data: append([]byte{}, s.child...), fail: func(call string) error { count[call]++; return nil }}
+	if _, err := Absorb(context.Background(), s.job(t, d, true)); err != nil {
+		t.Fatal(err)
+	}
+	return count
+}
+
+func (s *scene) faulty(t *testing.T, f fault, n int) {
+	t.Helper()
+	name := s.name + ": " + f.at(n)
+	d := &disk{data: append([]byte{}, s.child...)}
+	f.inject(d, n)
+	_, err := Absorb(context.Background(), s.job(t, d, true))
+	switch {
+	case f.absorbed && err != nil:
+		t.Fatalf("%s: got error %v", name, err)
+	case !f.absorbed && !errors.Is(err, f.err) && !errors.Is(err, unwrapShort(f.err)):
+		t.Fatalf("%s: got error %v", name, err)
+	case (f.call == "sync") != errors.Is(err, ErrSync):
+		if !f.onwards {
+			t.Fatalf("%s: got error %v", name, err)
+		}
+	}
+	d.fail = nil
+	s.about = name
+	done := s.reads(t, d.data)
+	if f.absorbed && !done {
+		t.Fatalf("%s: not done", name)
+	}
+	// What could be given back was; after a failed sync nothing is touched.
+	s.sound(t, d.data, errors.Is(err, ErrSync) || f.onwards)
+	if errors.Is(err, ErrSync) || f.onwards {
+		s.completes(t, d.data)
+		return
+	}
+	if _, err := Absorb(context.Background(), s.job(t, d, false)); err != nil {
+		t.Fatalf("%s: again: %v", name, err)
+	}
+	if !s.reads(t, d.data) {
+		t.Fatalf("%s: again: not done", name)
+	}
+	s.sound(t, d.data, false)
+}
+
+func unwrapShort(err error) error {
+	if s := (short{}); errors.As(err, &s) {
+		return s.error
+	}
+	return err
+}
+
+// TestCancel ends an absorb at each of its steps and in the middle of copying.
+func TestCancel(t *testing.T) {
+	all := scenes(t, dice(t))
+	for i := range all {
+		s := &all[i]
+		for _, label := range Labels[:len(Labels)-1] {
+			ctx, cancel := context.WithCancel(context.Background())
+			d := &disk{data: append([]byte{}, s.child...)}
+			j := s.job(t, d, true)
+			met := false
+			j.Step = func(l string) {
+				if l == label {
+					met = true
+					cancel()
+				}
+			}
+			_, err := Absorb(ctx, j)
+			if !met { // there was nothing to be moved
+				cancel()
+				continue
+			}
+			if !errors.Is(err, context.Canceled) {
+				t.Fatalf("%s: %s: got error %v", s.name, label, err)
+			}
+			if s.reads(t, d.data) {
+				t.Fatalf("%s: %s: it was done", s.name, label)
+			}
+			s.sound(t, d.data, false)
+		}
+	}
+}
+
+// TestLimit: each byte that is moved was asked for before.
+func TestLimit(t *testing.T) {
+	all := scenes(t, dice(t))
+	for i := range all {
+		s := &all[i]
+		d := &disk{data: append([]byte{}, s.child...)}
+		j := s.job(t, d, false)
+		var asked, last int64
+		j.Limit = func(_ context.Context, n int64) error { asked += n; return nil }
+		j.Progress = func(done, total int64) {
+			if done > total || done < last || done > asked {
+				t.Fatalf("%s: %d of %d bytes after %d, asked for %d", s.name, done, total, last, asked)
+			}
+			last = done
+		}
+		r, err := Absorb(context.Background(), j)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last != r.Bytes() || asked < last {
+			t.Errorf("%s: %d bytes moved, %d told, %d asked for", s.name, r.Bytes(), last, asked)
+		}
+	}
+}

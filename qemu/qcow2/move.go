@@ -1,0 +1,272 @@
+package qcow2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Moving is how clusters are moved.
+type Moving struct {
+	// Verify has what was moved read back and compared before anything leads to it.
+	Verify bool
+
+	// Progress is told how many bytes of how many were moved. Limit, when set, is
+	// asked before n bytes are moved and waits as long as it likes.
+	Progress func(done, total int64)
+	Limit    func(ctx context.Context, n int64) error
+
+	// Step, when set, is called with each of Labels on the way. Tests stop there.
+	Step func(label string)
+}
+
+// Result is what an absorb or a merge did.
+type Result struct {
+	Work
+	Calls int // to the kernel to copy
+}
+
+// ErrVerify: what was read back is not what was written. Nothing leads to it,
+// and the image is as it was.
+var ErrVerify = errors.New("what was copied reads differently")
+
+// mover moves clusters of other images into one, batch by batch.
+type mover struct {
+	Moving
+	file    File
+	im      *Image   // file, as last read from the disk
+	sources []*Image // where pieces come from
+	old     *Chain   // what a guest reads where something is to be moved
+	below   *Chain   // what im will stand on
+	plan    func(ctx context.Context, off int64) (b *batch, next int64, err error)
+
+	writer *writer
+	copier *copier
+	oldEnd int64 // the file's size at the start
+	total  Work
+	done   int64
+	result Result
+}
+
+func openMover(f File, how Moving) (*mover, error) {
+	if how.Progress == nil {
+		how.Progress = func(int64, int64) {}
+	}
+	if how.Step == nil {
+		how.Step = func(string) {}
+	}
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	// What an earlier run could not sync may be in the page cache and not on the
+	// disk, as if it were durable.
+	evict(f, 0, size)
+	im, err := Open(f)
+	if err != nil {
+		return nil, err
+	}
+	return &mover{Moving: how, file: f, im: im, oldEnd: size}, nil
+}
+
+func (m *mover) step(label string) { m.Moving.Step(label) }
+
+// inspect finds where the file's clusters end. An image that is corrupt already
+// would get worse by being written to.
+func (m *mover) inspect(ctx context.Context) error {
+	c, refs, err := inspect(ctx, m.im)
+	if err != nil {
+		return err
+	}
+	if c.found.CorruptionCount > 0 {
+		return corrupt("%s", c.found.Corruptions[0])
+	}
+	cluster := m.im.cluster()
+	end := max((m.oldEnd+cluster-1)/cluster, c.refs.highest+1)
+	m.writer = newWriter(m.file, m.im, refs, end)
+	return nil
+}
+
+// moveAll moves all that is planned.
+func (m *mover) moveAll(ctx context.Context) error {
+	if err := m.measure(ctx); err != nil {
+		return err
+	}
+	return m.eachBatch(ctx, func(b *batch) error {
+		return m.move(ctx, b)
+	})
+}
+
+// eachBatch plans batch by batch. Each is planned by the image as it is then.
+func (m *mover) eachBatch(ctx context.Context, f func(*batch) error) error {
+	for off := int64(0); off < m.im.virtual; {
+		b, next, err := m.plan(ctx, off)
+		if err != nil {
+			return err
+		}
+		if !b.empty() {
+			if err := f(b); err != nil {
+				return err
+			}
+		}
+		off = next
+	}
+	return nil
+}
+
+func (m *mover) measure(ctx context.Context) error {
+	if err := m.eachBatch(ctx, func(b *batch) error { m.total.add(b); return nil }); err != nil {
+		return err
+	}
+	m.result.Work = m.total
+	m.copier = &copier{file: m.file, pace: pace{limit: m.Limit, progress: func(n int64) {
+		m.done += n
+		m.Progress(m.done, m.total.Bytes())
+	}}}
+	m.Progress(0, m.total.Bytes())
+	return nil
+}
+
+// move carries out a batch.
+func (m *mover) move(ctx context.Context, b *batch) error {
+	w := m.writer
+	w.reset()
+	if err := w.add(b); err != nil {
+		return err
+	}
+	if err := w.allocate(); err != nil {
+		return err
+	}
+	links, err := w.linkWrites()
+	if err != nil {
+		return err
+	}
+	for _, step := range []func() error{
+		func() error { return m.store(ctx) },
+		func() error { return m.count(ctx) },
+		func() error { return m.verify(ctx, b, links) },
+		func() error { return m.link(ctx, links) },
+	} {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return m.reopen()
+}
+
+// store writes what nothing leads to yet.
+func (m *mover) store(ctx context.Context) error {
+	m.step("ABSORB:STORE")
+	w := m.writer
+	m.copier.fresh = w.first * w.im.cluster()
+	// The new clusters are holes until they are written, and the last one is whole.
+	if err := m.file.Truncate(max(w.end*w.im.cluster(), m.im.fileSize)); err != nil {
+		return fmt.Errorf("extend the file: %w", err)
+	}
+	for _, c := range w.copies {
+		if err := m.copier.copy(ctx, m.sources[c.layer], c); err != nil {
+			return err
+		}
+	}
+	for _, p := range w.moving {
+		c := copying{layer: p.layer, src: p.host, dst: p.dst, n: p.n}
+		if err := m.copier.copy(ctx, m.sources[p.layer], c); err != nil {
+			return err
+		}
+	}
+	for _, r := range w.filling {
+		if err := m.fill(ctx, r); err != nil {
+			return err
+		}
+	}
+	if err := w.write(ctx, w.storeWrites()); err != nil {
+		return err
+	}
+	m.result.Calls = m.copier.calls
+	return syncFile(m.file)
+}
+
+// fill reads a run as the child's guest reads it and writes it to its place.
+func (m *mover) fill(ctx context.Context, r run) error {
+	return m.writer.eachCluster(r, func(guest, n int64) error {
+		off, err := m.writer.place(guest)
+		if err != nil {
+			return err
+		}
+		off += guest % m.im.cluster()
+		for n > 0 {
+			p := m.copier.space(n)
+			if err := m.copier.pace.before(ctx, int64(len(p))); err != nil {
+				return err
+			}
+			if _, err := m.old.ReadAt(p, guest); err != nil {
+				return err
+			}
+			if err := writeAt(m.file, p, off); err != nil {
+				return err
+			}
+			m.copier.pace.progress(int64(len(p)))
+			guest, off, n = guest+int64(len(p)), off+int64(len(p)), n-int64(len(p))
+		}
+		return nil
+	})
+}
+
+// count makes the refcount table lead to new blocks.
+func (m *mover) count(ctx context.Context) error {
+	m.step("ABSORB:COUNT")
+	t := m.writer.refs.table
+	if t.fresh {
+		return changeHeader(m.file, HeaderChange{RefcountTable: &TableAt{
+			Offset: uint64(t.off), Clusters: uint32(int64(len(t.data)) / m.im.cluster()),
+		}})
+	}
+	if len(t.dirty) == 0 {
+		return nil
+	}
+	if err := m.writer.write(ctx, t.writes()); err != nil {
+		return err
+	}
+	return syncFile(m.file)
+}
+
+// link makes the batch part of the child's disk. Every entry on its own is right,
+// linked or not.
+func (m *mover) link(ctx context.Context, links []write) error {
+	m.step("ABSORB:LINK")
+	if err := m.writer.write(ctx, links); err != nil {
+		return err
+	}
+	if err := syncFile(m.file); err != nil {
+		return err
+	}
+	return m.writer.release(ctx)
+}
+
+// reopen begins anew with what is in the file.
+func (m *mover) reopen() error {
+	child, err := Open(m.file)
+	if err != nil {
+		return err
+	}
+	m.im = child
+	m.writer.im, m.writer.refs.im = child, child
+	m.writer.refs.table.fresh, m.writer.refs.table.dirty = false, map[int64]bool{}
+	return nil
+}
+
+// giveBackAfter returns what was stored and not linked, after an error that leaves
+// no doubt about what is in the file. It does so also when ctx is at its end: it
+// takes as long as the inspection did.
+func (m *mover) giveBackAfter(ctx context.Context, err error) error {
+	if err == nil || errors.Is(err, ErrSync) || m.writer == nil {
+		return err
+	}
+	if back := Reclaim(context.WithoutCancel(ctx), m.file, m.oldEnd); back != nil {
+		err = errors.Join(err, fmt.Errorf("clusters that are not used stay behind in the image: %w", back))
+	}
+	return err
+}
