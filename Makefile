@@ -2,7 +2,7 @@
 
 GO ?= go
 
-.PHONY: build test e2e check bench demo clean deps
+.PHONY: build test e2e proof fuzz check bench demo clean deps
 
 build:
 	$(GO) build -o bin/chainfs ./cmd/chainfs
@@ -18,6 +18,18 @@ test: deps build
 
 e2e: deps build
 	$(GO) test -count=1 -timeout 30m ./e2e/...
+
+# The engine's random tests at full length, of which "make test" runs a part:
+# 2,000 random chains against QEMU, and 12,000 power cuts.
+proof: deps
+	$(GO) test -count=1 -timeout 120m -v -run 'TestProof$$|PowerCuts$$|Faults$$' ./qemu/qcow2 -chains 2000 -cuts 12000
+
+# Each fuzz target for FUZZTIME.
+FUZZTIME ?= 5m
+fuzz:
+	@for target in $$($(GO) test -list '^Fuzz' ./qemu/qcow2 | grep ^Fuzz); do \
+		$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./qemu/qcow2 || exit 1; \
+	done
 
 check:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "these files are not formatted: gofmt -w ."; exit 1; }

@@ -16,30 +16,13 @@ import (
 // where the child cannot be changed in place, or where images are to go away that
 // are not the first ones below it.
 func (w *rebase) absorb(ctx context.Context) error {
-	away, ok := w.away()
-	if !ok || w.opts.ByCopy {
-		return nil
+	away, why, err := w.whyCopy()
+	if err != nil || why != "" {
+		return err
 	}
 	images, err := w.openImages()
 	if err != nil {
 		return err
-	}
-	child, err := w.openForWriting()
-	if err != nil {
-		return err
-	}
-	defer child.Close() // what was written was synced, or counts for nothing
-	before, err := stat(w.child)
-	if err != nil {
-		return err
-	}
-	job := qcow2.Job{
-		Child: qcow2.OSFile{File: child}, Away: images[:away], Below: images[away:],
-		Name: string(w.job.NewName), Format: string(w.job.NewFormat),
-		Moving: qcow2.Moving{Progress: w.progress, Step: w.opts.Step},
-	}
-	if w.limit != nil {
-		job.Limit = w.wait
 	}
 	work, err := w.measure(ctx, images, away)
 	if err != nil {
@@ -48,38 +31,108 @@ func (w *rebase) absorb(ctx context.Context) error {
 	if err := w.checkRoom(work); err != nil {
 		return err
 	}
-	job.Verify = w.opts.Verify.wants(work.Bytes())
-	_, err = qcow2.Absorb(ctx, job)
-	switch {
-	case errors.Is(err, qcow2.ErrSync):
-		w.stop(err)
+	// Reading the tables took its time, and from here on our own writing hides
+	// what others write.
+	if err := w.checkStill(); err != nil {
 		return err
-	case err != nil:
-		return w.refused(before.Mtim, err)
 	}
-	return w.settle(before.Mtim)
+	child, err := w.openForWriting()
+	if err != nil {
+		return err
+	}
+	defer child.Close() // what was written was synced, or counts for nothing
+	job := qcow2.Job{
+		Child: qcow2.OSFile{File: child}, Away: images[:away], Below: images[away:],
+		Name: string(w.job.NewName), Format: string(w.job.NewFormat),
+		Moving: qcow2.Moving{
+			Verify: w.opts.Verify.wants(work.Bytes()), Progress: w.progress,
+			Extended: w.checkUnread, Step: w.opts.Step,
+		},
+	}
+	if w.limit != nil {
+		job.Limit = w.wait
+	}
+	if _, err := qcow2.Absorb(ctx, job); err != nil {
+		return w.failed(err)
+	}
+	return w.settle()
 }
 
-// refused sorts the errors of an absorb that came to nothing: nil for those that
-// a copy may do better.
-func (w *rebase) refused(modified unix.Timespec, err error) error {
-	if st, statErr := stat(w.child); statErr == nil && st.Mtim != modified {
-		err = errors.Join(err, w.setTimes(w.job.Child, modified))
+// whyCopy is why the child must not be changed in place, as far as that can be
+// told without its tables; empty when it may.
+func (w *rebase) whyCopy() (away int, why string, err error) {
+	st, err := stat(w.child)
+	if err != nil {
+		return 0, "", err
+	}
+	away, ok := w.away()
+	switch {
+	case w.opts.ByCopy:
+		why = "that was asked for"
+	case !ok:
+		why = "its new parent is not below it"
+	case st.Nlink > 1:
+		// The other name may be in another directory, where the new backing name
+		// leads elsewhere. A copy takes the place of this one name.
+		why = "it has another name, which must stay as it is"
+	}
+	return away, why, nil
+}
+
+// checkUnread: no qemu opened the child while it was shorter than it is now. (A
+// process that writes to it and takes no locks cannot be told from us any more.)
+func (w *rebase) checkUnread() error {
+	for _, base := range []int64{heldBase, unsharedBase} {
+		locked, err := isLocked(w.child, base, permissions)
+		if err != nil {
+			return fmt.Errorf("look for users of %s: %w", w.job.Child, err)
+		}
+		if locked {
+			return refuseInUse(w.job.Child, chain.Use{Locked: true, By: holder(w.child, 0)})
+		}
+	}
+	return nil
+}
+
+// failed sorts the errors of an absorb that did not come to its end: nil for those
+// that a copy may do better.
+func (w *rebase) failed(err error) error {
+	if errors.Is(err, qcow2.ErrSync) {
+		w.stop(err)
+		return err
+	}
+	if errors.Is(err, qcow2.ErrChanged) {
+		return fmt.Errorf("%s: %w: %w", w.job.Child, chain.ErrChanged, err)
+	}
+	st, statErr := stat(w.child)
+	if statErr == nil && st.Mtim != w.modified {
+		if timesErr := w.setTimes(w.job.Child, w.child); timesErr != nil {
+			return errors.Join(err, timesErr)
+		}
+		st, statErr = stat(w.child)
 	}
 	switch {
 	case errors.Is(err, qcow2.ErrFallback), errors.Is(err, qcow2.ErrNoRoom):
-		return nil
-	case errors.Is(err, qcow2.ErrCorrupt):
-		return chain.Refuse(w.job.Child, "%s is damaged (%v) and cannot absorb anything; see qemu-img check, or restore it from another copy", w.job.Child, err)
+		// What was linked before that changed the file, and reads the same.
+		w.job.Identity = identityOf(&st)
+		return statErr
 	case errors.Is(err, qcow2.ErrVerify):
 		return fmt.Errorf("%w: %w", chain.ErrVerify, err)
 	}
-	return err
+	return w.damaged(err)
+}
+
+// damaged makes a refusal of an error that says what is wrong with an image.
+func (w *rebase) damaged(err error) error {
+	if !errors.Is(err, qcow2.ErrCorrupt) && !errors.Is(err, qcow2.ErrTruncated) {
+		return err
+	}
+	return chain.Refuse(w.job.Child, "%s, or an image below it, is damaged (%v), and it cannot absorb anything; see qemu-img check, or restore it from another copy", w.job.Child, err)
 }
 
 // settle is what is left once the child durably stands on its new parent.
-func (w *rebase) settle(modified unix.Timespec) error {
-	if err := w.setTimes(w.job.Child, modified); err != nil {
+func (w *rebase) settle() error {
+	if err := w.setTimes(w.job.Child, w.child); err != nil {
 		return err
 	}
 	if err := w.child.Sync(); err != nil {
@@ -154,7 +207,7 @@ func (w *rebase) measure(ctx context.Context, images []*qcow2.Image, away int) (
 	}
 	work, err := qcow2.Measure(ctx, child, images[:away], images[away:])
 	if err != nil {
-		return work, fmt.Errorf("read the tables of %s and the images below it: %w", w.job.Child, err)
+		return work, w.damaged(fmt.Errorf("read the tables of %s and the images below it: %w", w.job.Child, err))
 	}
 	return work, nil
 }

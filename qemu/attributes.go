@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/chainfs/chainfs/chain"
 	"golang.org/x/sys/unix"
@@ -32,7 +33,7 @@ func (w *rebase) copyAttributes(context.Context) error {
 	if err := unix.Fchmod(fd, st.Mode&0o7777); err != nil {
 		return fmt.Errorf("set the mode of %s: %w", w.job.Scratch, err)
 	}
-	return w.setTimes(w.job.Scratch, w.modified)
+	return w.setTimes(w.job.Scratch, w.scratch)
 }
 
 // mtimeStep is by how much a rebase moves an image's modification time.
@@ -43,20 +44,30 @@ func (w *rebase) copyAttributes(context.Context) error {
 // ("find -mtime") must not take it for a new one.
 const mtimeStep = 2 * time.Second
 
-// setTimes gives the file p, beside the child, the time of the child's last
-// access and one a step after its last modification.
-func (w *rebase) setTimes(p chain.Path, modified unix.Timespec) error {
-	next := time.Unix(modified.Unix()).Add(mtimeStep)
+// setTimes gives f, whose name is p, the time of the child's last access and one
+// a step after its last modification.
+func (w *rebase) setTimes(p chain.Path, f *os.File) error {
+	next := time.Unix(w.modified.Unix()).Add(mtimeStep)
 	if now := time.Now(); next.After(now) {
 		next = now
 	}
 	mtime, err := unix.TimeToTimespec(next)
+	if err == nil {
+		err = futimens(f, w.atime, mtime)
+	}
 	if err != nil {
 		return fmt.Errorf("set the times of %s: %w", p, err)
 	}
-	times := []unix.Timespec{w.atime, mtime}
-	if err := unix.UtimesNanoAt(int(w.dir.Fd()), p.Base(), times, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("set the times of %s: %w", p, err)
+	return nil
+}
+
+// futimens is futimens(3). By name another file could be met, which somebody put
+// in the place of ours.
+func futimens(f *os.File, atime, mtime unix.Timespec) error {
+	times := [2]unix.Timespec{atime, mtime}
+	_, _, e := unix.Syscall6(unix.SYS_UTIMENSAT, f.Fd(), 0, uintptr(unsafe.Pointer(&times)), 0, 0, 0)
+	if e != 0 {
+		return e
 	}
 	return nil
 }

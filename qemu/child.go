@@ -81,7 +81,8 @@ func (w *rebase) confirm() error {
 	if errors.Is(err, qcow2.ErrSync) {
 		w.stop(err)
 	}
-	return err
+	// What was written is what was there, so the file is as old as it was.
+	return errors.Join(err, futimens(w.child, w.atime, w.modified))
 }
 
 func (w *rebase) standsOnTarget(h chain.Header) bool {
@@ -143,20 +144,25 @@ func (w *rebase) checkIdentity(context.Context) error {
 	return nil
 }
 
-// checkUnchanged: the names still lead to the file that was copied and to the
-// copy that was verified, nobody wrote to the child or changed its attributes,
-// and no qemu has opened it.
-func (w *rebase) checkUnchanged() error {
+// checkStill: nobody wrote to the child or changed its attributes, no process has
+// opened it, and its name still leads to it.
+func (w *rebase) checkStill() error {
 	if err := w.checkIdentity(context.Background()); err != nil {
 		return err
 	}
 	if err := w.checkNamed(w.job.Child, w.child); err != nil {
 		return err
 	}
+	return w.checkUnused()
+}
+
+// checkUnchanged: the child is the one that was copied, and the scratch's name
+// leads to the copy that was verified.
+func (w *rebase) checkUnchanged() error {
 	if err := w.checkNamed(w.job.Scratch, w.scratch); err != nil {
 		return err
 	}
-	return w.checkUnused()
+	return w.checkStill()
 }
 
 // checkNamed: p, beside the child, leads to f.

@@ -138,27 +138,33 @@ func TestLockImageRefused(t *testing.T) {
 // Writers that do not know of qemu's locks.
 func TestRebaseWithPlainWriter(t *testing.T) {
 	needQemu(t)
-	for _, p := range []chain.Path{"2/b", "1/a", "0/full"} {
-		tr := newTree(t)
-		tr.chain()
-		f, err := os.OpenFile(tr.host(p), os.O_WRONLY, 0)
-		if err != nil {
-			t.Fatal(err)
+	eachWay(t, func(t *testing.T, way way) {
+		for _, p := range []chain.Path{"2/b", "1/a", "0/full"} {
+			tr := newTree(t)
+			tr.chain()
+			job, before := tr.job(), state(t, tr)
+			f, err := os.OpenFile(tr.host(p), os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			use, err := NewLocks(tr).InUse(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !use.Writer {
+				t.Skip("needs a file system with leases")
+			}
+			err = NewRebaser(tr, way.opts).Rebase(t.Context(), job, nil)
+			checkRefused(t, err, nil, string(p)+" is open for writing by a process")
+			f.Close()
+			if state(t, tr) != before {
+				t.Error("the child was changed")
+			}
+			if use, err := NewLocks(tr).InUse(p); err != nil || use != (chain.Use{}) {
+				t.Errorf("after it: %+v, %v", use, err)
+			}
 		}
-		use, err := NewLocks(tr).InUse(p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !use.Writer {
-			t.Skip("needs a file system with leases")
-		}
-		err = NewRebaser(tr, Options{}).Rebase(t.Context(), tr.job(), nil)
-		checkRefused(t, err, nil, string(p)+" is open for writing by a process")
-		f.Close()
-		if use, err := NewLocks(tr).InUse(p); err != nil || use != (chain.Use{}) {
-			t.Errorf("after it: %+v, %v", use, err)
-		}
-	}
+	})
 }
 
 func tryWrite(tr *tree, p chain.Path) error {
@@ -167,59 +173,107 @@ func tryWrite(tr *tree, p chain.Path) error {
 	return cmd.Run()
 }
 
+// Users that were there first: of the child nobody may read either, because it
+// grows under a qemu that asked for its length when it opened it.
 func TestRebaseOfImageInUse(t *testing.T) {
 	needQemu(t)
-	for _, c := range []struct {
-		path   chain.Path
-		args   []string
-		refuse bool
-	}{
-		{"2/b", nil, true},
-		{"2/b", []string{"-r"}, true},
-		{"1/a", nil, true},
-		{"0/full", nil, true},
-		{"0/full", []string{"-r"}, false},
-	} {
-		for _, late := range []bool{false, true} {
-			t.Run(fmt.Sprint(c.path, c.args, late), func(t *testing.T) {
+	eachWay(t, func(t *testing.T, way way) {
+		for _, c := range []struct {
+			path   chain.Path
+			args   []string
+			refuse bool
+		}{
+			{"2/b", nil, true},
+			{"2/b", []string{"-r"}, true},
+			{"1/a", nil, true},
+			{"1/a", []string{"-r"}, false},
+			{"0/full", nil, true},
+			{"0/full", []string{"-r"}, false},
+		} {
+			t.Run(fmt.Sprint(c.path, c.args), func(t *testing.T) {
 				tr := newTree(t)
 				tr.chain()
-				before := tr.guest("2/b")
+				guest := tr.guest("2/b")
 				job := tr.job()
-				opts := Options{}
-				switch {
-				case !late:
-					tr.open(c.path, c.args...)
-				case c.args == nil: // nobody gets in to write any more
-					opts.Step = func(string) {
-						if tryWrite(tr, c.path) == nil {
-							t.Error("qemu-io could write meanwhile")
-						}
-					}
-					c.refuse = false
-					if c.path == "2/b" {
-						opts.Step = nil // from the rename on it is free again
-					}
-				default:
-					opts.Step = func(l string) {
-						if l == "REBASE:RENAME" {
-							tr.open(c.path, c.args...)
-						}
-					}
-				}
-				err := NewRebaser(tr, opts).Rebase(t.Context(), job, nil)
+				pid, _ := tr.open(c.path, c.args...)
+				before := state(t, tr)
+				err := NewRebaser(tr, way.opts).Rebase(t.Context(), job, nil)
 				if !c.refuse {
 					if err != nil {
 						t.Fatal(err)
 					}
-					checkRebased(t, tr, before)
+					checkRebased(t, tr, guest)
 					return
 				}
 				checkRefused(t, err, nil, string(c.path)+" is open for ")
-				if h := tr.header("2/b"); h.Backing != "../1/a" || tr.names("2") != "b" {
-					t.Errorf("got %+v in %s", h, tr.names("2"))
+				checkRefused(t, err, nil, fmt.Sprintf("by qemu-io (process %d)", pid))
+				if state(t, tr) != before {
+					t.Error("the child was changed")
 				}
 			})
 		}
+	})
+}
+
+func TestRebaseOfExportedImage(t *testing.T) {
+	needQemu(t)
+	if _, err := exec.LookPath("qemu-nbd"); err != nil {
+		t.Skip("needs a server: ", err)
+	}
+	eachWay(t, func(t *testing.T, way way) {
+		tr := newTree(t)
+		tr.chain()
+		job, before := tr.job(), state(t, tr)
+		pidFile := filepath.Join(t.TempDir(), "pid")
+		tr.qemu("qemu-nbd", "--fork", "-r", "-t", "-f", "qcow2", "-k", filepath.Join(t.TempDir(), "s"), "--pid-file", pidFile, "2/b")
+		t.Cleanup(func() {
+			b, _ := os.ReadFile(pidFile)
+			tr.qemu("kill", strings.TrimSpace(string(b)))
+		})
+		err := NewRebaser(tr, way.opts).Rebase(t.Context(), job, nil)
+		checkRefused(t, err, nil, "2/b is open for reading by qemu-nbd")
+		if state(t, tr) != before {
+			t.Error("the child was changed")
+		}
+	})
+}
+
+// Those that come while a rebase runs: nobody gets in to write.
+func TestRebaseKeepsWritersOut(t *testing.T) {
+	needQemu(t)
+	eachWay(t, func(t *testing.T, way way) {
+		for _, p := range []chain.Path{"2/b", "1/a", "0/full"} {
+			tr := newTree(t)
+			tr.chain()
+			before := tr.guest("2/b")
+			err := NewRebaser(tr, way.stepping(func(l string) {
+				// From its rename on a child that was replaced is free again.
+				free := p == "2/b" && (l == "REBASE:RENAMED" || l == "REBASE:SYNCED")
+				if !free && tryWrite(tr, p) == nil {
+					t.Errorf("at %s qemu-io could write to %s", l, p)
+				}
+			})).Rebase(t.Context(), tr.job(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkRebased(t, tr, before)
+		}
+	})
+}
+
+// A reader that came meanwhile has the file that is about to lose its name.
+func TestRebaseByCopyWithLateReader(t *testing.T) {
+	needQemu(t)
+	tr := newTree(t)
+	tr.chain()
+	opts := Options{ByCopy: true, Step: func(l string) {
+		if l == "REBASE:RENAME" {
+			tr.open("2/b", "-r")
+		}
+	}}
+	err := NewRebaser(tr, opts).Rebase(t.Context(), tr.job(), nil)
+	checkRefused(t, err, nil, "2/b is open for reading")
+	if h := tr.header("2/b"); h.Backing != "../1/a" || tr.names("2") != "b" {
+		t.Errorf("got %+v in %s", h, tr.names("2"))
 	}
 }

@@ -25,20 +25,23 @@ func (r *Rebaser) Measure(ctx context.Context, job chain.RebaseJob) (chain.Effor
 
 func (w *rebase) effort(ctx context.Context) (chain.Effort, error) {
 	w.look = true
-	if err := w.each(ctx, w.checkJob, w.openChild, w.checkChild, w.checkLayers); err != nil {
+	if err := w.each(ctx, w.checkJob, w.openChild, w.checkChild); err != nil {
 		return chain.Effort{}, err
 	}
-	away, ok := w.away()
 	if w.standsOnTarget(w.header) {
 		return chain.Effort{Way: chain.InPlace, Why: "it stands there already"}, nil
 	}
-	if w.opts.ByCopy {
-		return w.byCopy("it was asked for"), nil
+	if err := w.checkLayers(ctx); err != nil {
+		return chain.Effort{}, err
 	}
-	if !ok {
-		return w.byCopy("its new parent is not below it"), nil
+	away, why, err := w.whyCopy()
+	if err != nil {
+		return chain.Effort{}, err
 	}
-	err := qcow2.InPlace(qcow2.OSFile{File: w.child}, string(w.job.NewName), string(w.job.NewFormat))
+	if why != "" {
+		return w.byCopy(why), nil
+	}
+	err = qcow2.InPlace(qcow2.OSFile{File: w.child}, string(w.job.NewName), string(w.job.NewFormat))
 	if errors.Is(err, qcow2.ErrFallback) || errors.Is(err, qcow2.ErrNoRoom) {
 		return w.byCopy(err.Error()), nil
 	}

@@ -22,7 +22,7 @@ type rebase struct {
 	child    *os.File // the child as it was, locked from lockChild on
 	header   chain.Header
 	atime    unix.Timespec               // when the child was last read by others than us
-	modified unix.Timespec               // and written
+	modified unix.Timespec               // and written to
 	sizes    *qcow2.Header               // the same header's numbers
 	layers   map[chain.Path]*os.File     // the layers below it, old and new, locked
 	read     map[chain.Path]chain.Header // their headers
@@ -39,8 +39,8 @@ func (w *rebase) run(ctx context.Context) error {
 		w.stoppedBefore,
 		w.checkJob,
 		w.openChild,
-		w.acceptDone,
 		w.lockChild,
+		w.acceptDone,
 		w.checkIdentity,
 		w.checkChild,
 		w.checkLayers,

@@ -49,54 +49,62 @@ func state(t *testing.T, tr *tree) string {
 
 func TestRebase(t *testing.T) {
 	needQemu(t)
-	tr := newTree(t)
-	tr.chain()
-	before := tr.guest("2/b")
-	var labels []string
-	var last int64
-	r := NewRebaser(tr, Options{Step: func(l string) { labels = append(labels, l) }})
-	job := tr.job()
-	err := r.Rebase(t.Context(), job, func(done, total int64) {
-		if done < last || done > total || total != job.Bytes {
-			t.Errorf("progress %d of %d after %d", done, total, last)
+	eachWay(t, func(t *testing.T, way way) {
+		tr := newTree(t)
+		tr.chain()
+		before := tr.guest("2/b")
+		job := tr.job()
+		r := NewRebaser(tr, way.opts)
+		effort, err := r.Measure(t.Context(), job)
+		if err != nil || effort.Way != way.name || effort.AtMost != way.opts.ByCopy {
+			t.Errorf("measured %+v, %v", effort, err)
 		}
-		last = done
+		var labels []string
+		r = NewRebaser(tr, way.stepping(func(l string) { labels = append(labels, l) }))
+		var last int64
+		err = r.Rebase(t.Context(), job, func(done, total int64) {
+			if done < last || done > total || total != effort.Bytes {
+				t.Errorf("progress %d of %d after %d", done, total, last)
+			}
+			last = done
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last != effort.Bytes || last == 0 {
+			t.Errorf("progress ended at %d of %d", last, effort.Bytes)
+		}
+		if !slices.Equal(labels, way.labels) {
+			t.Errorf("got steps %q", labels)
+		}
+		tr.check("2/b")
+		checkRebased(t, tr, before)
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if last != job.Bytes {
-		t.Errorf("progress ended at %d of %d", last, job.Bytes)
-	}
-	if !slices.Equal(labels, Labels) {
-		t.Errorf("got steps %q", labels)
-	}
-	checkRebased(t, tr, before)
 }
 
 func TestRebaseOntoNothing(t *testing.T) {
 	needQemu(t)
-	tr := newTree(t)
-	tr.chain()
-	before := tr.guest("2/b")
-	job := tr.job()
-	job.NewParent, job.NewName, job.NewFormat, job.NewLayers = "", "", "", nil
-	if err := NewRebaser(tr, Options{}).Rebase(t.Context(), job, nil); err != nil {
-		t.Fatal(err)
-	}
-	if h := tr.header("2/b"); h.Backing != "" || h.Trouble != "" {
-		t.Errorf("got header %+v", h)
-	}
-	if err := os.RemoveAll(tr.host("0")); err != nil {
-		t.Fatal(err)
-	}
-	if after := tr.guest("2/b"); after != before {
-		t.Errorf("the guest reads %s, read %s", after, before)
-	}
+	eachWay(t, func(t *testing.T, way way) {
+		tr := newTree(t)
+		tr.chain()
+		before := tr.guest("2/b")
+		job := tr.job()
+		job.NewParent, job.NewName, job.NewFormat, job.NewLayers = "", "", "", nil
+		if err := NewRebaser(tr, way.opts).Rebase(t.Context(), job, nil); err != nil {
+			t.Fatal(err)
+		}
+		if h := tr.header("2/b"); h.Backing != "" || h.Trouble != "" {
+			t.Errorf("got header %+v", h)
+		}
+		if err := os.RemoveAll(tr.host("0")); err != nil {
+			t.Fatal(err)
+		}
+		if after := tr.guest("2/b"); after != before {
+			t.Errorf("the guest reads %s, read %s", after, before)
+		}
+	})
 }
 
-// Formats and sizes that differ along the chain: a raw base that is shorter than
-// its child, other cluster sizes, version 2, compressed clusters.
 // A parent that is not below the child: what only the old line had is copied,
 // and what only the new one has is hidden.
 func TestRebaseOntoSibling(t *testing.T) {
@@ -110,7 +118,11 @@ func TestRebaseOntoSibling(t *testing.T) {
 	job := tr.job()
 	job.NewParent, job.NewName = "1/c", "../1/c"
 	job.NewLayers = []chain.Layer{{Path: "1/c", Format: chain.QCOW2, Backing: "../0/full"}, job.Layers[1]}
-	if err := NewRebaser(tr, Options{}).Rebase(t.Context(), job, nil); err != nil {
+	r := NewRebaser(tr, Options{})
+	if e, err := r.Measure(t.Context(), job); err != nil || e.Way != chain.ByCopy || !e.AtMost || e.Why != "its new parent is not below it" {
+		t.Errorf("measured %+v, %v", e, err)
+	}
+	if err := r.Rebase(t.Context(), job, nil); err != nil {
 		t.Fatal(err)
 	}
 	if h := tr.header("2/b"); h.Backing != "../1/c" {
@@ -121,8 +133,14 @@ func TestRebaseOntoSibling(t *testing.T) {
 	}
 }
 
+// Formats and sizes that differ along the chain: a raw base that is shorter than
+// its child, other cluster sizes, version 2, compressed clusters.
 func TestRebaseOfMixedChain(t *testing.T) {
 	needQemu(t)
+	eachWay(t, testMixedChain)
+}
+
+func testMixedChain(t *testing.T, way way) {
 	tr := newTree(t)
 	if err := os.Mkdir(tr.host("2"), 0o755); err != nil {
 		t.Fatal(err)
@@ -142,7 +160,7 @@ func TestRebaseOfMixedChain(t *testing.T) {
 	job.Layers = []chain.Layer{{Path: "a", Format: chain.QCOW2, Backing: "base.raw"}, {Path: "base.raw", Format: chain.Raw}}
 	job.NewParent, job.NewName, job.NewFormat = "base.raw", "../base.raw", chain.Raw
 	job.NewLayers = job.Layers[1:]
-	if err := NewRebaser(tr, Options{}).Rebase(t.Context(), job, nil); err != nil {
+	if err := NewRebaser(tr, way.opts).Rebase(t.Context(), job, nil); err != nil {
 		t.Fatal(err)
 	}
 	if h := tr.header("2/b"); h.Backing != "../base.raw" || h.BackingFormat != chain.Raw {
@@ -159,30 +177,39 @@ func TestRebaseOfMixedChain(t *testing.T) {
 // A second run finds nothing to do, although the identity is not the planned one.
 func TestRebaseTwice(t *testing.T) {
 	needQemu(t)
-	tr := newTree(t)
-	tr.chain()
-	before := tr.guest("2/b")
-	job := tr.job()
-	r := NewRebaser(tr, Options{})
-	if err := r.Rebase(t.Context(), job, nil); err != nil {
-		t.Fatal(err)
-	}
-	once, err := tr.Stat("2/b")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Rebase(t.Context(), job, nil); err != nil {
-		t.Fatal(err)
-	}
-	if twice, _ := tr.Stat("2/b"); twice != once {
-		t.Errorf("the second run changed %+v to %+v", once, twice)
-	}
-	checkRebased(t, tr, before)
+	eachWay(t, func(t *testing.T, way way) {
+		tr := newTree(t)
+		tr.chain()
+		before := tr.guest("2/b")
+		job := tr.job()
+		r := NewRebaser(tr, way.opts)
+		if err := r.Rebase(t.Context(), job, nil); err != nil {
+			t.Fatal(err)
+		}
+		once, err := tr.Stat("2/b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, err := r.Measure(t.Context(), job); err != nil || e.Bytes != 0 || e.AtMost {
+			t.Errorf("measured %+v, %v", e, err)
+		}
+		if err := r.Rebase(t.Context(), job, nil); err != nil {
+			t.Fatal(err)
+		}
+		if twice, _ := tr.Stat("2/b"); !twice.Identity.SameContent(once.Identity) {
+			t.Errorf("the second run changed %+v to %+v", once, twice)
+		}
+		checkRebased(t, tr, before)
+	})
 }
 
 // Names that a careless program would take for options, protocols or shell text.
 func TestRebaseOfOddNames(t *testing.T) {
 	needQemu(t)
+	eachWay(t, testOddNames)
+}
+
+func testOddNames(t *testing.T, way way) {
 	for _, base := range []string{"-b", "a b", "x:y", "json:{}", "$(touch pwned)", "\xff\n", strings.Repeat("n", 255)} {
 		tr := newTree(t)
 		tr.chain()
@@ -195,7 +222,7 @@ func TestRebaseOfOddNames(t *testing.T) {
 		}
 		e, _ := tr.Stat(job.Child)
 		job.Identity = e.Identity
-		if err := NewRebaser(tr, Options{}).Rebase(t.Context(), job, nil); err != nil {
+		if err := NewRebaser(tr, way.opts).Rebase(t.Context(), job, nil); err != nil {
 			t.Errorf("%q: %v", base, err)
 			continue
 		}
@@ -261,24 +288,29 @@ func TestRebaseRefuses(t *testing.T) {
 		{name: "corruption", fake: "corrupt", want: chain.ErrVerify},
 		{name: "full", fake: "full", want: unix.ENOSPC, text: "No space left"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			tr := newTree(t)
-			tr.chain()
-			job := tr.job()
-			if c.spoil != nil {
-				c.spoil(tr, &job)
+		for _, way := range ways {
+			if c.fake != "" && !way.opts.ByCopy {
+				continue // no qemu-img is run
 			}
-			var opts Options
-			if c.fake != "" {
-				opts.Program = fake(t, c.fake)
-			}
-			before := state(t, tr)
-			err := NewRebaser(tr, opts).Rebase(t.Context(), job, nil)
-			checkRefused(t, err, c.want, c.text)
-			if state(t, tr) != before {
-				t.Error("the child was changed")
-			}
-		})
+			t.Run(c.name+" "+string(way.name), func(t *testing.T) {
+				tr := newTree(t)
+				tr.chain()
+				job := tr.job()
+				if c.spoil != nil {
+					c.spoil(tr, &job)
+				}
+				opts := way.opts
+				if c.fake != "" {
+					opts.Program = fake(t, c.fake)
+				}
+				before := state(t, tr)
+				err := NewRebaser(tr, opts).Rebase(t.Context(), job, nil)
+				checkRefused(t, err, c.want, c.text)
+				if state(t, tr) != before {
+					t.Error("the child was changed")
+				}
+			})
+		}
 	}
 }
 
@@ -307,7 +339,7 @@ func TestRebaseReportsFailures(t *testing.T) {
 			tr := newTree(t)
 			tr.chain()
 			before := state(t, tr)
-			err := NewRebaser(tr, Options{Program: fake(t, c.fake)}).Rebase(t.Context(), tr.job(), nil)
+			err := NewRebaser(tr, Options{ByCopy: true, Program: fake(t, c.fake)}).Rebase(t.Context(), tr.job(), nil)
 			if err == nil || !strings.Contains(err.Error(), c.text) || errors.Is(err, chain.ErrVerify) {
 				t.Errorf("got error %v, want %q in it", err, c.text)
 			}
@@ -324,37 +356,41 @@ func TestRebaseAcceptsLeaks(t *testing.T) {
 	tr := newTree(t)
 	tr.chain()
 	before := tr.guest("2/b")
-	if err := NewRebaser(tr, Options{Program: fake(t, "leaks")}).Rebase(t.Context(), tr.job(), nil); err != nil {
+	if err := NewRebaser(tr, Options{ByCopy: true, Program: fake(t, "leaks")}).Rebase(t.Context(), tr.job(), nil); err != nil {
 		t.Fatal(err)
 	}
 	checkRebased(t, tr, before)
 }
 
-// A file that is changed, replaced or opened on the way is left as it is.
+// A file that is put in the child's place on the way is left as it is.
 func TestRebaseNoticesChangesOnTheWay(t *testing.T) {
 	needQemu(t)
-	for _, label := range Labels[:5] {
-		t.Run(label, func(t *testing.T) {
-			tr := newTree(t)
-			tr.chain()
-			var swapped string
-			opts := Options{Step: func(l string) {
-				if l != label {
-					return
-				}
-				tr.qemu("cp", "2/b", "2/c")
-				if err := os.Rename(tr.host("2/c"), tr.host("2/b")); err != nil {
-					t.Fatal(err)
-				}
-				swapped = state(t, &tree{t: t, dir: tr.dir})
-			}}
-			err := NewRebaser(tr, opts).Rebase(t.Context(), tr.job(), nil)
-			checkRefused(t, err, chain.ErrChanged, "")
-			now := strings.SplitN(state(t, tr), "|", 2)[1]
-			if was := strings.SplitN(swapped, "|", 2)[1]; now != was {
-				t.Error("the file that was put there was changed")
-			}
-		})
+	eachWay(t, func(t *testing.T, way way) {
+		for _, label := range way.labels[:way.until("REBASE:RENAMED")] {
+			t.Run(label, func(t *testing.T) { testReplaced(t, way, label) })
+		}
+	})
+}
+
+func testReplaced(t *testing.T, way way, label string) {
+	tr := newTree(t)
+	tr.chain()
+	var swapped string
+	opts := way.stepping(func(l string) {
+		if l != label {
+			return
+		}
+		tr.qemu("cp", "2/b", "2/c")
+		if err := os.Rename(tr.host("2/c"), tr.host("2/b")); err != nil {
+			t.Fatal(err)
+		}
+		swapped = state(t, &tree{t: t, dir: tr.dir})
+	})
+	err := NewRebaser(tr, opts).Rebase(t.Context(), tr.job(), nil)
+	checkRefused(t, err, chain.ErrChanged, "")
+	now := strings.SplitN(state(t, tr), "|", 2)[1]
+	if was := strings.SplitN(swapped, "|", 2)[1]; now != was {
+		t.Error("the file that was put there was changed")
 	}
 }
 
@@ -362,14 +398,14 @@ func TestRebaseNoticesChangesOnTheWay(t *testing.T) {
 // it must not become the child.
 func TestRebaseNoticesOtherScratch(t *testing.T) {
 	needQemu(t)
-	for _, label := range Labels[1:5] {
+	for _, label := range CopyLabels[1:5] {
 		for _, content := range []string{"2/b", "0/full"} {
 			t.Run(label+" "+content, func(t *testing.T) {
 				tr := newTree(t)
 				tr.chain()
 				before := state(t, tr)
 				job := tr.job()
-				opts := Options{Step: func(l string) {
+				opts := Options{ByCopy: true, Step: func(l string) {
 					if l == label {
 						tr.qemu("rm", string(job.Scratch))
 						tr.qemu("cp", content, string(job.Scratch))
@@ -392,7 +428,7 @@ func TestRebaseCancelled(t *testing.T) {
 	tr.chain()
 	before := state(t, tr)
 	ctx, cancel := context.WithCancel(t.Context())
-	opts := Options{Program: fake(t, "sleeps"), Step: func(l string) {
+	opts := Options{ByCopy: true, Program: fake(t, "sleeps"), Step: func(l string) {
 		if l == "REBASE:COPIED" {
 			time.AfterFunc(300*time.Millisecond, cancel)
 		}
@@ -406,30 +442,49 @@ func TestRebaseCancelled(t *testing.T) {
 	}
 }
 
-// A panic at a step stands for a crash there: what is left is tidied by a new run.
+// A panic at a step stands for a crash there. What it left is given back, and the
+// job, planned anew, is done.
 func TestRebaseAgainAfterCrash(t *testing.T) {
 	needQemu(t)
-	for _, label := range Labels {
-		t.Run(label, func(t *testing.T) {
-			tr := newTree(t)
-			tr.chain()
-			before := tr.guest("2/b")
-			job := tr.job()
-			func() {
-				defer func() { _ = recover() }()
-				_ = NewRebaser(tr, Options{Step: func(l string) {
+	eachWay(t, func(t *testing.T, way way) {
+		for _, label := range way.labels {
+			t.Run(label, func(t *testing.T) {
+				tr := newTree(t)
+				tr.chain()
+				before := tr.guest("2/b")
+				job := tr.job()
+				crash(t, tr, job, way.stepping(func(l string) {
 					if l == label {
 						panic(l)
 					}
-				}}).Rebase(t.Context(), job, nil)
-			}()
-			if got := tr.guest("2/b"); got != before {
-				t.Errorf("after the crash the guest reads %s, read %s", got, before)
-			}
-			if err := NewRebaser(tr, Options{}).Rebase(t.Context(), job, nil); err != nil {
-				t.Fatal(err)
-			}
-			checkRebased(t, tr, before)
-		})
+				}))
+				checkRecovers(t, tr, way, job.Identity, before)
+			})
+		}
+	})
+}
+
+func crash(t *testing.T, tr *tree, job chain.RebaseJob, opts Options) {
+	defer func() { _ = recover() }()
+	_ = NewRebaser(tr, opts).Rebase(t.Context(), job, nil)
+}
+
+// checkRecovers is what the next start does after a crash.
+func checkRecovers(t *testing.T, tr *tree, way way, was chain.Identity, before string) {
+	t.Helper()
+	if got := tr.guest("2/b"); got != before {
+		t.Fatalf("after the crash the guest reads %s, read %s", got, before)
 	}
+	r := NewRebaser(tr, way.opts)
+	if err := r.Recover(t.Context(), "2/b", was); err != nil {
+		t.Fatal(err)
+	}
+	tr.check("2/b")
+	if got := tr.guest("2/b"); got != before {
+		t.Fatalf("given back, the guest reads %s, read %s", got, before)
+	}
+	if err := r.Rebase(t.Context(), tr.job(), nil); err != nil {
+		t.Fatal(err)
+	}
+	tr.check("2/b")
 }

@@ -28,8 +28,8 @@ func (r *Rebaser) Recover(ctx context.Context, child chain.Path, before chain.Id
 
 func (w *rebase) reclaim(ctx context.Context, before chain.Identity) error {
 	st, err := stat(w.child)
-	if err != nil || st.Ino != before.Inode || identityOf(&st).SameContent(before) {
-		return err // another file, or one that nothing was written to
+	if err != nil || st.Ino != before.Inode {
+		return err // another file
 	}
 	f, err := w.openForWriting()
 	if err != nil {
@@ -42,7 +42,12 @@ func (w *rebase) reclaim(ctx context.Context, before chain.Identity) error {
 		}
 		return err
 	}
-	if err := w.settle(unix.NsecToTimespec(before.MTime)); !errors.Is(err, errDone) {
+	// A power cut can lose a file's new size and time, and keep counts that were written.
+	if st, err = stat(w.child); err != nil || identityOf(&st).SameContent(before) {
+		return err
+	}
+	w.modified = unix.NsecToTimespec(before.MTime)
+	if err := w.settle(); !errors.Is(err, errDone) {
 		return err
 	}
 	return nil

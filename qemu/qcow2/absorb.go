@@ -43,11 +43,13 @@ type absorb struct {
 //
 //	inspect   the child's tables, all of them
 //	measure   what it needs
+//	extend    the file, to the most that this may take
 //	batch by batch:
 //	  store   data, new tables, counts: beyond the end of the file     sync
 //	  count   the refcount table                                       sync
 //	  verify  read it back
 //	  link    L2 and L1 entries                                        sync
+//	cut       the file behind the last cluster in use
 //	name      the backing name, in unused space                        sync
 //	commit    sector 0, in one write: the COMMIT POINT                 sync
 //
@@ -122,6 +124,12 @@ func (a *absorb) header() HeaderChange {
 func (a *absorb) commit(ctx context.Context) error {
 	a.step("ABSORB:NAME")
 	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := a.unchanged(); err != nil {
+		return err
+	}
+	if err := a.cut(); err != nil {
 		return err
 	}
 	// The COMMIT POINT is inside: one write of sector 0.

@@ -1,181 +1,111 @@
 package qcow2
 
 import (
+	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 )
 
-// disk is a File in memory that remembers in what order it was written, so that
-// a power cut can be made at any moment afterwards.
-type disk struct {
-	data []byte
-	log  []event
-	fail func(call string) error // asked before each call; nil for a disk that works
+// crashDisk is an image file in memory. It remembers what was done to it, and
+// knows apart what a reader sees and what is durable.
+type crashDisk struct {
+	start   *content // as it was made
+	now     *content // what reads see: the page cache
+	durable *content // what is on the disk for certain
+	events  []diskEvent
+	synced  int // events[:synced] are in durable, or lost
 }
 
-// event is a call that reaches the disk: bytes at off, a new size, or a sync.
-type event struct {
-	sync bool
-	size int64 // of a truncation
+var _ File = (*crashDisk)(nil)
+
+type eventKind string
+
+const (
+	eventWrite    eventKind = "write"
+	eventCopy     eventKind = "copy" // what it copied is in data: on disk it is a write
+	eventTruncate eventKind = "truncate"
+	eventSync     eventKind = "sync"
+)
+
+// diskEvent is one thing that was done.
+type diskEvent struct {
+	kind eventKind
 	off  int64
-	data []byte // nil for a truncation
+	data []byte
+	size int64 // the file's after it
 }
 
-var _ File = (*disk)(nil)
-
-func (d *disk) ask(call string) error {
-	if d.fail == nil {
-		return nil
-	}
-	return d.fail(call)
+func newCrashDisk(start *content) *crashDisk {
+	return &crashDisk{start: start.clone(), now: start.clone(), durable: start.clone()}
 }
 
-func (d *disk) Size() (int64, error) { return int64(len(d.data)), nil }
+func (d *crashDisk) Size() (int64, error) { return d.now.size, nil }
 
-func (d *disk) ReadAt(p []byte, off int64) (int, error) {
-	if err := d.ask("read"); err != nil {
-		return 0, err
-	}
-	if off >= int64(len(d.data)) {
-		return 0, io.EOF
-	}
-	n := copy(p, d.data[off:])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
+func (d *crashDisk) ReadAt(p []byte, off int64) (int, error) { return d.now.ReadAt(p, off) }
+
+func (d *crashDisk) WriteAt(p []byte, off int64) (int, error) {
+	d.put(eventWrite, p, off)
+	return len(p), nil
 }
 
-// short is an error after which a part of what was asked for was done all the same.
-type short struct {
-	error
-	part float64
+func (d *crashDisk) put(kind eventKind, p []byte, off int64) {
+	d.now.write(p, off)
+	d.events = append(d.events, diskEvent{kind, off, bytes.Clone(p), d.now.size})
 }
 
-func (d *disk) WriteAt(p []byte, off int64) (int, error) {
-	err := d.ask("write")
-	if s := (short{}); errors.As(err, &s) {
-		// Sectors are written in full: the page cache takes no less at once.
-		end := (off + int64(float64(len(p))*s.part)) / sectorSize * sectorSize
-		if err = s.error; end > off {
-			p = p[:end-off]
-		} else if err != nil {
-			return 0, err
-		}
-	} else if err != nil {
-		return 0, err
-	}
-	d.apply(event{off: off, data: append([]byte{}, p...)})
-	return len(p), err
-}
-
-func (d *disk) Truncate(size int64) error {
-	if err := d.ask("truncate"); err != nil {
-		return err
-	}
-	d.apply(event{size: size})
+func (d *crashDisk) Truncate(size int64) error {
+	d.now.truncate(size)
+	d.events = append(d.events, diskEvent{kind: eventTruncate, size: size})
 	return nil
 }
 
-func (d *disk) Sync() error {
-	if err := d.ask("sync"); err != nil {
-		return err
-	}
-	d.log = append(d.log, event{sync: true})
-	return nil
-}
-
-func (d *disk) CopyRange(off int64, src Source, srcOff, n int64) (int64, error) {
-	err := d.ask("copy")
-	if s := (short{}); errors.As(err, &s) {
-		n, err = int64(float64(n)*s.part), s.error
-	} else if err != nil {
-		return 0, err
-	}
+func (d *crashDisk) CopyRange(off int64, src Source, srcOff, n int64) (int64, error) {
 	p := make([]byte, n)
-	m, readErr := src.ReadAt(p, srcOff)
-	if readErr != nil && !errors.Is(readErr, io.EOF) {
-		return 0, readErr
+	m, err := src.ReadAt(p, srcOff)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return 0, err
 	}
 	if m > 0 {
-		d.apply(event{off: off, data: p[:m]})
+		d.put(eventCopy, p[:m], off)
 	}
-	return int64(m), err
+	return int64(m), nil
 }
 
-func (d *disk) apply(e event) {
-	d.log = append(d.log, e)
-	d.data = e.on(d.data)
+func (d *crashDisk) Sync() error {
+	for _, e := range d.unsynced() {
+		e.apply(d.durable)
+	}
+	d.durable.truncate(d.now.size)
+	d.events = append(d.events, diskEvent{kind: eventSync, size: d.now.size})
+	d.synced = len(d.events)
+	return nil
 }
 
-// on is a file's content after the event.
-func (e event) on(data []byte) []byte {
-	size := int64(len(data))
-	switch {
-	case e.sync:
-		return data
-	case e.data == nil:
-		size = e.size
-	default:
-		size = max(size, e.off+int64(len(e.data)))
-	}
-	if size <= int64(len(data)) {
-		clear(data[size:]) // what a later extension brings back is zero
-		data = data[:size]
-	} else {
-		data = append(data, make([]byte, size-int64(len(data)))...)
-	}
-	copy(data[min(e.off, size):], e.data)
-	return data
+// loseSync is what Linux leaves of a sync that failed: some of the sectors are on
+// disk, none is dirty any more, and readers see what never got there.
+func (d *crashDisk) loseSync(rng *rand.Rand) {
+	d.durable = tear(d.durable, d.unsynced(), keepHalf, rng)
+	d.synced = len(d.events)
 }
 
-// cut is what is on the disk after a power cut behind the first n events of a
-// run that began with start: all that was synced, and of the rest each sector or
-// not. keep is the share of sectors that made it.
-func cut(start []byte, log []event, n int, keep float64, rng *rand.Rand) []byte {
-	synced := 0
-	for i, e := range log[:n] {
-		if e.sync {
-			synced = i
-		}
+// Evict has clean pages read from the disk again; what is dirty stays.
+func (d *crashDisk) Evict(off, n int64) {
+	fresh := d.durable.clone()
+	for _, e := range d.unsynced() {
+		e.apply(fresh)
 	}
-	data := append([]byte{}, start...)
-	for i, e := range log[:n] {
-		if i <= synced {
-			data = e.on(data)
-			continue
-		}
-		for _, part := range e.sectors() {
-			if rng.Float64() < keep {
-				data = part.on(data)
-			}
-		}
-	}
-	return data
+	d.now.take(fresh, off, n)
 }
 
-// sectors splits a write at the borders of sectors.
-func (e event) sectors() []event {
-	if e.data == nil {
-		return []event{e}
-	}
-	var all []event
-	for off, data := e.off, e.data; len(data) > 0; {
-		n := min(sectorSize-off%sectorSize, int64(len(data)))
-		all = append(all, event{off: off, data: data[:n]})
-		off, data = off+n, data[n:]
-	}
-	return all
-}
+// unsynced is what was done since the last sync.
+func (d *crashDisk) unsynced() []diskEvent { return d.events[d.synced:] }
 
-func (e event) String() string {
-	switch {
-	case e.sync:
-		return "sync"
-	case e.data == nil:
-		return fmt.Sprintf("truncate %d", e.size)
+func (e diskEvent) apply(c *content) {
+	switch e.kind {
+	case eventWrite, eventCopy:
+		c.write(e.data, e.off)
+	case eventTruncate:
+		c.truncate(e.size)
 	}
-	return fmt.Sprintf("write %d at %d", len(e.data), e.off)
 }

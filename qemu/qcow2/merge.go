@@ -46,7 +46,10 @@ func mergeDown(ctx context.Context, m *mover, child *Image) error {
 	if err := m.moveAll(ctx); err != nil {
 		return err
 	}
-	return syncFile(m.file) // clusters that were freed last
+	if err := m.cut(); err != nil {
+		return err
+	}
+	return syncFile(m.file) // with the clusters that were freed last
 }
 
 // MeasureDown is how much MergeDown would have to do. ErrFallback says why it

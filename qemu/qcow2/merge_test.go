@@ -4,11 +4,17 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
 )
+
+var mergeCuts = flag.Int("merge-cuts", 500, "power cuts that are simulated for merges downwards")
+
+// dice are the random numbers of a test, by a seed that is logged.
+func dice(t *testing.T) *rand.Rand { return rngOf(testSeed(t)) }
 
 // mergeable are the scenes whose child can be merged into its parent.
 func mergeable(t *testing.T, rng *rand.Rand) []*scene {
@@ -120,7 +126,7 @@ func TestMergeDownPowerCuts(t *testing.T) {
 		if err := s.down(t, d); err != nil {
 			t.Fatalf("%s: %v", s.name, err)
 		}
-		for n := range *cuts / 3 / len(all) {
+		for n := range *mergeCuts / len(all) {
 			keep := []float64{0, 1, 0.5, 0.05, 0.95}[n%5]
 			data := cut(start, d.log, rng.IntN(len(d.log)+1), keep, rng)
 			s.childReads(t, data)
@@ -152,7 +158,7 @@ func TestMergeDownFaults(t *testing.T) {
 		if err := s.down(t, d); err != nil {
 			t.Fatal(err)
 		}
-		for _, f := range faults {
+		for _, f := range breaches {
 			if count[f.call] == 0 {
 				continue
 			}
@@ -163,7 +169,7 @@ func TestMergeDownFaults(t *testing.T) {
 	}
 }
 
-func (s *scene) mergeFails(t *testing.T, f fault, n int) {
+func (s *scene) mergeFails(t *testing.T, f breach, n int) {
 	t.Helper()
 	s.about = f.at(n)
 	d := &disk{data: append([]byte{}, s.layers[0]...)}

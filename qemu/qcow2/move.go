@@ -16,6 +16,11 @@ type Moving struct {
 	Progress func(done, total int64)
 	Limit    func(ctx context.Context, n int64) error
 
+	// Extended, when set, is called when the file is as long as it will get and
+	// nothing else of it is changed. It returns an error when somebody had opened
+	// it before that: see extend. Who opens it later reads right.
+	Extended func() error
+
 	// Step, when set, is called with each of Labels on the way. Tests stop there.
 	Step func(label string)
 }
@@ -43,6 +48,7 @@ type mover struct {
 	writer *writer
 	copier *copier
 	oldEnd int64 // the file's size at the start
+	length int64 // its size from extend to cut
 	total  Work
 	done   int64
 	result Result
@@ -92,6 +98,9 @@ func (m *mover) moveAll(ctx context.Context) error {
 	if err := m.measure(ctx); err != nil {
 		return err
 	}
+	if err := m.extend(); err != nil {
+		return err
+	}
 	return m.eachBatch(ctx, func(b *batch) error {
 		return m.move(ctx, b)
 	})
@@ -137,6 +146,9 @@ func (m *mover) move(ctx context.Context, b *batch) error {
 	if err := w.allocate(); err != nil {
 		return err
 	}
+	if w.end*w.im.cluster() > m.length {
+		return fmt.Errorf("it grows beyond %d bytes: %w", m.length, ErrFallback)
+	}
 	links, err := w.linkWrites()
 	if err != nil {
 		return err
@@ -162,10 +174,6 @@ func (m *mover) store(ctx context.Context) error {
 	m.step("ABSORB:STORE")
 	w := m.writer
 	m.copier.fresh = w.first * w.im.cluster()
-	// The new clusters are holes until they are written, and the last one is whole.
-	if err := m.file.Truncate(max(w.end*w.im.cluster(), m.im.fileSize)); err != nil {
-		return fmt.Errorf("extend the file: %w", err)
-	}
 	for _, c := range w.copies {
 		if err := m.copier.copy(ctx, m.sources[c.layer], c); err != nil {
 			return err
@@ -237,6 +245,9 @@ func (m *mover) count(ctx context.Context) error {
 // linked or not.
 func (m *mover) link(ctx context.Context, links []write) error {
 	m.step("ABSORB:LINK")
+	if err := m.unchanged(); err != nil {
+		return err
+	}
 	if err := m.writer.write(ctx, links); err != nil {
 		return err
 	}
@@ -262,7 +273,7 @@ func (m *mover) reopen() error {
 // no doubt about what is in the file. It does so also when ctx is at its end: it
 // takes as long as the inspection did.
 func (m *mover) giveBackAfter(ctx context.Context, err error) error {
-	if err == nil || errors.Is(err, ErrSync) || m.writer == nil {
+	if err == nil || errors.Is(err, ErrSync) || errors.Is(err, ErrChanged) || m.writer == nil {
 		return err
 	}
 	if back := Reclaim(context.WithoutCancel(ctx), m.file, m.oldEnd); back != nil {

@@ -7,13 +7,15 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 )
 
 var chainsFlag = flag.Int("chains", 60, "how many random chains TestProof makes")
 
 // Whatever a chain looks like: after an absorb every image that stays reads as
-// before without those that go away, and QEMU finds nothing wrong.
+// before without those that go away, and QEMU finds nothing wrong. One chain alone
+// is repeated with its test's name as -seed and -chains 1.
 func TestProof(t *testing.T) {
 	needQemu(t)
 	seed := testSeed(t)
@@ -135,13 +137,21 @@ func (p *proof) absorb() string {
 	}
 	p.checkHeader(j)
 	p.checkGuests()
-	if out, err := p.try("qemu-img", "check", "-f", "qcow2", p.childLayer().name); err != nil {
-		p.t.Errorf("qemu-img check: %v\n%s", err, out)
-	}
+	p.checkByQemu()
 	if got, err := bitmapBytes(p.path(p.childLayer().name)); err != nil || got != p.bitmaps {
 		p.t.Errorf("the bitmaps changed (%v): got\n%.2000s\nwant\n%.2000s", err, got, p.bitmaps)
 	}
 	return "native"
+}
+
+// checkByQemu: no corruption, and no leak that a killed writer had not left.
+func (p *proof) checkByQemu() {
+	p.t.Helper()
+	out, err := p.try("qemu-img", "check", "-f", "qcow2", p.childLayer().name)
+	leaky := err != nil && strings.Contains(out, "leaked clusters were found") && !strings.Contains(out, "errors were found")
+	if err != nil && !(leaky && p.childLayer().killed) {
+		p.t.Errorf("qemu-img check: %v\n%s", err, out)
+	}
 }
 
 // checkFallback: only for a reason, and then nothing is changed.
@@ -156,8 +166,8 @@ func (p *proof) checkFallback(err error) string {
 		return "fallback: dirty"
 	case l.snapshots:
 		return "fallback: snapshots"
-	case l.clusterBits == minClusterBits:
-		return "fallback: no room in 512 bytes"
+	case l.clusterBits == minClusterBits, l.clusterBits == minClusterBits+1 && p.features["long name"]:
+		return "fallback: no room in the header"
 	}
 	p.t.Errorf("it fell back without a reason that is known: %v", err)
 	return "fallback: unknown"

@@ -28,9 +28,10 @@ type randomLayer struct {
 	clusterBits int
 	extended    bool
 	lazy        bool
-	single      bool // its counts are too small for snapshots of compressed clusters
+	narrow      bool // a snapshot may need more references than can be counted
 	snapshots   bool
-	dirty       bool // it was not closed
+	killed      bool // it was not closed
+	dirty       bool // and says so
 	size        int64
 }
 
@@ -220,7 +221,7 @@ func (c *randomChain) checkRandomLayer(l *randomLayer) {
 	if err != nil {
 		c.t.Errorf("%s does not open: %v\n%s", l.name, err, out)
 	}
-	if l.dirty {
+	if l.killed {
 		return
 	}
 	if out, err := c.try("qemu-img", "check", "-f", "qcow2", l.name); err != nil {

@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 )
@@ -47,7 +48,7 @@ func (c *randomChain) optionsV3(l *randomLayer) []string {
 	if c.chance(50) {
 		bits = 1 << c.rng.IntN(7)
 	}
-	l.single = bits <= 4
+	l.narrow = bits < 8
 	c.has("refcount %d", bits)
 	all := []string{fmt.Sprintf("refcount_bits=%d", bits)}
 	if l.clusterBits >= 14 && c.chance(40) {
@@ -72,7 +73,7 @@ func (c *randomChain) fill(l *randomLayer) {
 	}
 	c.io(l.name, c.commandsFor(l, 1+c.rng.IntN(10))...)
 	again := c.chance(40)
-	if c.chance(7) && !l.single { // the count has to have room for one more
+	if c.chance(7) && !l.narrow {
 		c.run("qemu-img", "snapshot", "-c", "s", l.name)
 		l.snapshots, again = true, true
 		c.has("snapshot")
@@ -101,15 +102,22 @@ func (c *randomChain) addBitmap(l *randomLayer, name string) {
 	}
 }
 
-// kill ends a writer that had not closed the image: its refcounts stay stale, its
-// bitmaps in use.
+// kill ends a writer that had not closed the image: its refcounts may stay stale,
+// its bitmaps in use.
 func (c *randomChain) kill(l *randomLayer) {
 	args := ioArgs(l.name, append(c.commandsFor(l, 2), "flush", "sigraise 9"))
 	if out, err := c.try(args...); err == nil || !strings.Contains(err.Error(), "killed") {
 		c.t.Fatalf("%s: %v\n%s", shellWords(args), err, out)
 	}
-	l.dirty = true
-	c.has("dirty")
+	l.killed = true
+	b := c.read(l.name)
+	h, err := ReadHeader(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if l.dirty = h.Has(Dirty); l.dirty { // not when it had allocated nothing
+		c.has("dirty")
+	}
 }
 
 // commandsFor is n qemu-io commands, and at times a resize among them.

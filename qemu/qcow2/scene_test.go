@@ -201,10 +201,10 @@ func (s *scene) sound(t testing.TB, data []byte, leaks bool) {
 		t.Fatalf("%s: %v %s", s.name, err, s.about)
 	}
 	if f.CorruptionCount > 0 {
-		t.Fatalf("%s: %q", s.name, f.Corruptions)
+		t.Fatalf("%s: %q (%s)", s.name, f.Corruptions, s.about)
 	}
 	if !leaks && f.LeakedClusters > 0 {
-		t.Fatalf("%s: %d leaked clusters", s.name, f.LeakedClusters)
+		t.Fatalf("%s: %d leaked clusters (%s)", s.name, f.LeakedClusters, s.about)
 	}
 }
 

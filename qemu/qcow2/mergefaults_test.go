@@ -9,15 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fault is what goes wrong at one call.
-type fault struct {
+// breach is what goes wrong at one call.
+type breach struct {
 	call     string // read, write, copy, truncate, sync
 	err      error
 	absorbed bool // the engine goes on, and the absorb succeeds
 	onwards  bool // every later call of any kind fails as well
 }
 
-var faults = []fault{
+var breaches = []breach{
 	{call: "write", err: unix.EIO},
 	{call: "write", err: unix.ENOSPC},
 	{call: "write", err: short{unix.ENOSPC, 0.4}},
@@ -42,11 +42,11 @@ var faults = []fault{
 	{call: "read", err: unix.EIO},
 }
 
-// at names the fault at the n-th call.
-func (f fault) at(n int) string { return fmt.Sprintf("%s %d: %v", f.call, n, f.err) }
+// at names the breach at the n-th call.
+func (f breach) at(n int) string { return fmt.Sprintf("%s %d: %v", f.call, n, f.err) }
 
 // inject makes the n-th call of the fault's kind fail.
-func (f fault) inject(d *disk, n int) {
+func (f breach) inject(d *disk, n int) {
 	met, broken := 0, false
 	d.fail = func(call string) error {
 		if broken && f.onwards {
@@ -61,83 +61,6 @@ func (f fault) inject(d *disk, n int) {
 		}
 		return nil
 	}
-}
-
-// TestFaults fails every single call of an absorb, in every way that it can fail:
-// the error is told, the child reads as before, and a run on a disk that works
-// again completes.
-func TestFaults(t *testing.T) {
-	rng := dice(t)
-	all := scenes(t, rng)
-	cases := 0
-	for i := range all {
-		s := &all[i]
-		calls := s.calls(t)
-		for _, f := range faults {
-			// All calls where they are few, a sample of them where they are many.
-			step := max(calls[f.call]/6, 1)
-			for n := rng.IntN(step); n < calls[f.call]; n += step {
-				s.faulty(t, f, n)
-				cases++
-			}
-		}
-	}
-	t.Logf("%d faults", cases)
-}
-
-// calls counts the calls of a run in which nothing fails.
-func (s *scene) calls(t *testing.T) map[string]int {
-	t.Helper()
-	count := map[string]int{}
-	d := &disk{data: append([]byte{}, s.child...), fail: func(call string) error { count[call]++; return nil }}
-	if _, err := Absorb(context.Background(), s.job(t, d, true)); err != nil {
-		t.Fatal(err)
-	}
-	return count
-}
-
-func (s *scene) faulty(t *testing.T, f fault, n int) {
-	t.Helper()
-	name := s.name + ": " + f.at(n)
-	d := &disk{data: append([]byte{}, s.child...)}
-	f.inject(d, n)
-	_, err := Absorb(context.Background(), s.job(t, d, true))
-	switch {
-	case f.absorbed && err != nil:
-		t.Fatalf("%s: got error %v", name, err)
-	case !f.absorbed && !errors.Is(err, f.err) && !errors.Is(err, unwrapShort(f.err)):
-		t.Fatalf("%s: got error %v", name, err)
-	case (f.call == "sync") != errors.Is(err, ErrSync):
-		if !f.onwards {
-			t.Fatalf("%s: got error %v", name, err)
-		}
-	}
-	d.fail = nil
-	s.about = name
-	done := s.reads(t, d.data)
-	if f.absorbed && !done {
-		t.Fatalf("%s: not done", name)
-	}
-	// What could be given back was; after a failed sync nothing is touched.
-	s.sound(t, d.data, errors.Is(err, ErrSync) || f.onwards)
-	if errors.Is(err, ErrSync) || f.onwards {
-		s.completes(t, d.data)
-		return
-	}
-	if _, err := Absorb(context.Background(), s.job(t, d, false)); err != nil {
-		t.Fatalf("%s: again: %v", name, err)
-	}
-	if !s.reads(t, d.data) {
-		t.Fatalf("%s: again: not done", name)
-	}
-	s.sound(t, d.data, false)
-}
-
-func unwrapShort(err error) error {
-	if s := (short{}); errors.As(err, &s) {
-		return s.error
-	}
-	return err
 }
 
 // TestCancel ends an absorb at each of its steps and in the middle of copying.
