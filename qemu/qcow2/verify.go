@@ -45,12 +45,13 @@ func (m *mover) verify(ctx context.Context, b *batch, links []write) error {
 		return err
 	}
 	after := NewChain(append([]*Image{child}, m.below.layers...)...)
+	buffers := &buffers{}
 	return b.runs(func(r run) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		r.n = min(r.n, child.virtual-r.guest)
-		return same(m.old, after, r)
+		return buffers.same(m.old, after, r)
 	})
 }
 
@@ -69,9 +70,19 @@ func evict(f Source, off, n int64) {
 	}
 }
 
-// same compares a run of two chains.
-func same(x, y *Chain, r run) error {
-	p, q := make([]byte, min(r.n, bufferSize)), make([]byte, min(r.n, bufferSize))
+// buffers are two to compare, made when they are needed.
+type buffers struct{ p, q []byte }
+
+func (b *buffers) two() (p, q []byte) {
+	if b.p == nil {
+		b.p, b.q = make([]byte, bufferSize), make([]byte, bufferSize)
+	}
+	return b.p, b.q
+}
+
+// same compares a run of two chains. What both have in the same blocks of the disk
+// is not read.
+func (b *buffers) same(x, y *Chain, r run) error {
 	for end := r.guest + r.n; r.guest < end; {
 		e, err := x.Extent(r.guest, end-r.guest)
 		if err != nil {
@@ -82,8 +93,15 @@ func same(x, y *Chain, r run) error {
 			return err
 		}
 		n := f.Length
+		if e.Kind == Data && f.Kind == Data {
+			shared := sameBlocks(x.layers[e.Layer].src, e.Host, y.layers[f.Layer].src, f.Host, n)
+			if r.guest += shared; shared > 0 {
+				continue
+			}
+		}
 		if !readsZero(e) || !readsZero(f) {
 			n = min(n, bufferSize)
+			p, q := b.two()
 			if _, err := x.ReadAt(p[:n], r.guest); err != nil {
 				return err
 			}
