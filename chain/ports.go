@@ -8,8 +8,9 @@ import (
 )
 
 // The interfaces below are all that this package needs from the world. Each has
-// one implementation for production: Files in fs/source, Inspector, Rebaser and
-// a Watcher in qemu, Index and Journal in store, another Watcher in fs.
+// one implementation for production: Files in fs/source, Inspector, Rebaser,
+// ImageChecker and a Watcher in qemu, Index and Journal in store, another Watcher
+// in fs.
 
 // FileType is the little that chains need to know of a file's type.
 type FileType uint8
@@ -179,6 +180,31 @@ type Rebaser interface {
 	// Recover gives back space that an interrupted Rebase of the child took.
 	// before is the child as it was then.
 	Recover(ctx context.Context, child Path, before Identity) error
+}
+
+// ImageReport is what is wrong inside an image.
+type ImageReport struct {
+	Identity       Identity // of the file that was looked into
+	Corruptions    int      // they cost data, or will
+	StaleFlags     int      // of the corruptions: they cost nothing, and a repair of leaks mends them
+	Example        string   // the first corruption, a sentence
+	LeakedClusters int64    // they cost space
+	LeakedBytes    int64
+	Dirty          bool   // the image was not closed: its refcounts may be stale
+	Unrepairable   string // why its leaks cannot be removed, a predicate; empty when they can
+}
+
+// ImageChecker looks into qcow2 images.
+type ImageChecker interface {
+	// CheckImage looks into an image that nobody is writing to; it takes no locks
+	// and keeps nobody from anything. An error means that nothing can be said
+	// about the image.
+	CheckImage(ctx context.Context, p Path) (ImageReport, error)
+
+	// RepairLeaks removes an image's leaks, and returns how many bytes are free
+	// again. The image reads the same at every instant, whatever comes of it.
+	// When the image is in use, or is not what identity says, it was not touched.
+	RepairLeaks(ctx context.Context, p Path, identity Identity) (freed int64, err error)
 }
 
 // Use says how an image is being used by others.

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Config is what a Tree is made of. All fields but Watchers and Step
-// must be set.
+// Config is what a Tree is made of. All fields but ImageChecker, Watchers and
+// Step must be set.
 type Config struct {
 	Files     Files
 	Inspector Inspector
@@ -20,6 +20,9 @@ type Config struct {
 	Journal   Journal
 	Watchers  []Watcher
 	Log       *slog.Logger
+
+	// ImageChecker is needed by CheckImages alone.
+	ImageChecker ImageChecker
 
 	// ReadOnly: nothing in the tree is ever changed, and no operation recovered.
 	ReadOnly bool

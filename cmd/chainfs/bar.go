@@ -29,6 +29,9 @@ func (b *bar) report(p chain.Progress) {
 	}
 	b.last = time.Now()
 	line := fmt.Sprintf("%3d%%  %s of at most %s  %s", percent(p), chain.Size(p.Done), chain.Size(p.Total), p.Path)
+	if p.Act == chain.ActCheck {
+		line = fmt.Sprintf("%d of %s  %s", p.Done, count(int(p.Total), "image"), p.Path)
+	}
 	fmt.Fprint(b.w, "\r\x1b[K", cut(line, b.width-1))
 }
 

@@ -14,10 +14,19 @@ func checkCommand() *cli.Command {
 		Name:  "check",
 		Usage: "look for what should not be; exit status 1 when there is any",
 		Description: "Reads each image's header and looks for its parent, compares the index with the\n" +
-			"tree, and looks for leftovers. Nothing is changed or repaired.",
+			"tree, and looks for leftovers. Nothing is changed or repaired.\n\n" +
+			"With --images it also looks into each image at or below PATH, as qemu-img check\n" +
+			"does: for corruption, which needs another copy, and for leaked clusters, which only\n" +
+			"take space. --repair-leaks removes leaks from images that are not corrupt and not in\n" +
+			"use; it takes all that --images does, and what was repaired is no reason for exit\n" +
+			"status 1.",
 		ArgsUsage: "[PATH]",
-		Flags:     []cli.Flag{jsonFlag(), storeFlag()},
-		Action:    runCheck,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "images", Usage: "look into the images at or below PATH, too"},
+			&cli.BoolFlag{Name: "repair-leaks", Usage: "remove leaked clusters (implies --images)"},
+			jsonFlag(), storeFlag(),
+		},
+		Action: runCheck,
 	}
 }
 
@@ -25,8 +34,12 @@ func runCheck(c *cli.Context) error {
 	if err := arguments(c, 0, 1); err != nil {
 		return err
 	}
-	return withTree(c, pathOrHere(c), toInspect, func(svc control.Service, _ chain.Path) error {
-		found, err := svc.Check(c.Context)
+	n := toInspect
+	if c.Bool("repair-leaks") {
+		n = toWrite
+	}
+	return withTree(c, pathOrHere(c), n, func(svc control.Service, p chain.Path) error {
+		found, err := checkAll(c, svc, p)
 		if err != nil {
 			return err
 		}
@@ -37,9 +50,42 @@ func runCheck(c *cli.Context) error {
 				fmt.Fprintln(c.App.Writer, chain.Printable(f.String()))
 			}
 		}
-		if err == nil && len(found) > 0 {
+		if err == nil && anyLeft(found) {
 			err = errFound
 		}
 		return err
 	})
+}
+
+// checkAll checks the tree, and then the images where that was asked for: what a
+// repair changes is in the index when it returns.
+func checkAll(c *cli.Context, svc control.Service, p chain.Path) ([]chain.ImageFinding, error) {
+	all := []chain.ImageFinding{} // [] in JSON
+	found, err := svc.Check(c.Context)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range found {
+		all = append(all, chain.ImageFinding{Finding: f})
+	}
+	if !c.Bool("images") && !c.Bool("repair-leaks") {
+		return all, nil
+	}
+	bar := newBar(c.App.ErrWriter)
+	result, err := svc.CheckImages(c.Context, control.CheckImagesRequest{Path: p, RepairLeaks: c.Bool("repair-leaks")}, bar.report)
+	bar.clear()
+	if err != nil || result.Images == nil {
+		return nil, err
+	}
+	return append(all, result.Images.Findings...), nil
+}
+
+// anyLeft reports whether something was found that was not repaired.
+func anyLeft(found []chain.ImageFinding) bool {
+	for _, f := range found {
+		if !f.Repaired {
+			return true
+		}
+	}
+	return false
 }

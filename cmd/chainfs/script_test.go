@@ -1,9 +1,11 @@
 package main
 
 import (
+	"encoding/binary"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -20,6 +22,8 @@ func TestMain(m *testing.M) {
 //	chain NAME...   makes NAME/disk.qcow2 each on the one before, the first a full
 //	exit N CMD...   runs a command that must end with that status
 //	sum FILE IMAGE  writes a checksum of what a guest reads from IMAGE
+//	leak IMAGE N    adds N clusters to IMAGE that are counted and nobody's
+//	uncount IMAGE   sets the refcount of IMAGE's L1 table to zero
 func TestScripts(t *testing.T) {
 	if _, err := exec.LookPath("qemu-img"); err != nil {
 		t.Skip("qemu-img is not installed (apt install qemu-utils)")
@@ -33,7 +37,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"chain": makeChain, "exit": exitWith, "sum": guestSum,
+			"chain": makeChain, "exit": exitWith, "sum": guestSum, "leak": leakClusters, "uncount": uncount,
 		},
 	})
 }
@@ -70,4 +74,31 @@ func exitWith(ts *testscript.TestScript, _ bool, args []string) {
 func guestSum(ts *testscript.TestScript, _ bool, args []string) {
 	raw := ts.MkAbs(args[0])
 	ts.Check(ts.Exec("qemu-img", "convert", "-f", "qcow2", "-O", "raw", ts.MkAbs(args[1]), raw))
+}
+
+// leakClusters and uncount write to the first refcount block of an image as
+// qemu-img makes it: clusters of 64 KiB, counts of 16 bits.
+func leakClusters(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	b := []byte(ts.ReadFile(args[0]))
+	b = append(b, make([]byte, (len(b)+cluster-1)/cluster*cluster-len(b))...)
+	for range n {
+		setRefcount(b, len(b), 1)
+		b = append(b, make([]byte, cluster)...)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o644))
+}
+
+func uncount(ts *testscript.TestScript, _ bool, args []string) {
+	b := []byte(ts.ReadFile(args[0]))
+	setRefcount(b, int(binary.BigEndian.Uint64(b[40:])), 0)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o644))
+}
+
+const cluster = 64 << 10
+
+func setRefcount(b []byte, off int, n uint16) {
+	block := binary.BigEndian.Uint64(b[binary.BigEndian.Uint64(b[48:]):])
+	binary.BigEndian.PutUint16(b[int(block)+off/cluster*2:], n)
 }

@@ -189,6 +189,21 @@ func (s *session) Operations(context.Context) (control.Operations, error) {
 	return ops, err
 }
 
+// CheckImages looks into images. Without a graph, nothing is repaired first.
+func (s *session) CheckImages(ctx context.Context, req control.CheckImagesRequest, report func(chain.Progress)) (control.Result, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	var done chain.ImagesChecked
+	var err error
+	if s.tree != nil {
+		done, err = s.tree.CheckImages(ctx, req.Path, req.RepairLeaks, report)
+	} else {
+		done, err = chain.CheckImages(ctx, s.config, req.Path, report)
+	}
+	return control.Result{Images: &done, Freed: done.Freed}, err
+}
+
 // Check looks for what should not be. Without a graph, nothing is repaired first.
 func (s *session) Check(ctx context.Context) ([]chain.Finding, error) {
 	check := func() ([]chain.Finding, error) { return chain.Check(ctx, s.config) }

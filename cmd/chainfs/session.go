@@ -96,6 +96,8 @@ func (s *session) configure(opts sessionOptions) error {
 		Log:      opts.Log,
 		ReadOnly: opts.ReadOnly,
 		Step:     step,
+
+		ImageChecker: qemu.NewImages(s.source),
 	}
 	return nil
 }

@@ -12,10 +12,24 @@ type Findings struct {
 	Corruptions     []string
 	CorruptionCount int
 
+	// StaleFlags of the corruptions are no more than this: an entry does not say
+	// that it is the only one of its cluster, though it is. That costs a copy of
+	// the cluster when it is written to, and no data; RepairLeaks mends it.
+	StaleFlags int
+
 	// LeakedClusters are counted as used more often than they are. They cost
 	// space and no data.
 	LeakedClusters int64
 	LeakedBytes    int64
+
+	// Dirty: the image was not closed, and its refcounts may be stale. QEMU
+	// makes them right when it opens the image for writing; no data is lost.
+	Dirty bool
+
+	// Unrepairable is why RepairLeaks does not touch the image, whatever is
+	// leaked: a predicate ("has a header extension that is not known"), empty
+	// when it would.
+	Unrepairable string
 }
 
 const maxKept = 100
@@ -42,7 +56,9 @@ func Check(ctx context.Context, src Source) (*Findings, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &c.found, nil
+	c.found.Dirty = im.header.Has(Dirty)
+	c.found.Unrepairable, err = unrepairable(im)
+	return &c.found, err
 }
 
 // inspect takes the census and compares it with the refcounts.
@@ -65,31 +81,62 @@ type difference struct {
 	marks     mark
 }
 
-// wrong reports whether there is any.
-func (d difference) wrong() bool {
-	return d.has != d.want || d.marks&markMeta != 0 && d.want != 1 ||
-		d.marks&markCopied != 0 && d.has != 1 || d.marks&markShared != 0 && d.has == 1
+// is reports whether there is any.
+func (d difference) is() bool {
+	return d.has != d.want || d.sharedMeta() || d.wrong() || d.stale()
 }
 
-// compare notes where refcounts and references differ.
+// sharedMeta: metadata is something else, too. Its refcount may be right; to write
+// to one use would destroy the other.
+func (d difference) sharedMeta() bool { return d.marks&markMeta != 0 && d.want != 1 }
+
+// wrong: an active entry has the flag of a refcount of one, and the refcount is another.
+func (d difference) wrong() bool { return d.marks&markCopied != 0 && d.has != 1 }
+
+// stale: an active entry lacks that flag. It costs nothing but a copy of the
+// cluster when it is written to.
+func (d difference) stale() bool { return d.marks&markShared != 0 && d.has == 1 }
+
+// compare notes where refcounts, references and flags differ.
 func (c *census) compare(r *refcounts) error {
-	return c.differences(r, func(d difference) error {
-		at := d.cluster * c.im.cluster()
-		if d.has > d.want {
-			c.found.LeakedClusters++
-			c.found.LeakedBytes += c.im.cluster()
-		}
-		switch {
-		case d.has < d.want:
-			c.corrupt("cluster %d has a refcount of %d and %d references", d.cluster, d.has, d.want)
-		case d.marks&markMeta != 0 && d.want != 1:
-			// Its refcount may be right. To write to one use would destroy the other.
-			c.corrupt("the metadata at %#x is used %d times", at, d.want)
-		case d.marks&markCopied != 0 && d.has != 1, d.marks&markShared != 0 && d.has == 1:
-			c.corrupt("the cluster at %#x has a refcount of %d, and its entry says otherwise", at, d.has)
-		}
+	err := c.differences(r, func(d difference) error {
+		c.judge(d)
 		return nil
 	})
+	// Last and in one sentence: they must not hide what is worse.
+	if n := c.found.StaleFlags; n > 0 && err == nil {
+		c.corrupt("%d entries do not have the flag of a refcount of one", n)
+		c.found.CorruptionCount += n - 1
+	}
+	return err
+}
+
+func (c *census) judge(d difference) {
+	switch {
+	case d.has < d.want:
+		c.corrupt("cluster %d has a refcount of %d and %d references", d.cluster, d.has, d.want)
+	case d.sharedMeta():
+		c.corrupt("the metadata at %#x is used %d times", d.cluster*c.im.cluster(), d.want)
+	}
+	if d.wrong() {
+		c.corrupt("cluster %d has a refcount of %d, and its entry the flag of one", d.cluster, d.has)
+	}
+	switch {
+	case !d.stale():
+	case d.has == d.want:
+		c.found.StaleFlags++
+	default:
+		c.corrupt("cluster %d has a refcount of one, and its entry not the flag of that", d.cluster)
+	}
+	// What is counted behind the end of the file costs nothing, and qemu-img does
+	// not look there.
+	if d.has > d.want && d.cluster <= (c.im.fileSize-1)/c.im.cluster() {
+		c.found.LeakedClusters++
+		c.found.LeakedBytes += c.im.cluster()
+		if d.want == 0 && d.cluster < c.refs.highest {
+			c.spare++
+		}
+	}
 }
 
 // differences calls f for each cluster with one, in order of the refcount blocks.
@@ -123,7 +170,7 @@ func (c *census) differencesIn(r *refcounts, i int64, block []byte, f func(diffe
 	for n := range r.perBlock() {
 		want, marks := c.refs.of(first + n)
 		d := difference{first + n, count(block, r.order, n), want, marks}
-		if !d.wrong() {
+		if !d.is() {
 			continue
 		}
 		if err := f(d); err != nil {

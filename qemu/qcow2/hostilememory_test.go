@@ -193,6 +193,25 @@ var memoryCases = map[string]func(t *testing.T){
 			return uint64(off*1<<16)&(1<<55-1)&^511 | flagCopied
 		}))
 	},
+	"entries far apart in few tables": func(t *testing.T) {
+		checkOne(t, newMadeUp(9, func(off int64) uint64 {
+			switch {
+			case isRef(off), isL1(off) && off >= madeL1+8<<16:
+				return 0
+			case isL1(off):
+				return uint64(madeEnd+(off-madeL1)/8<<9) | flagCopied
+			}
+			return uint64(off*1<<16)&(1<<55-1)&^511 | flagCopied
+		}))
+	},
+	"tables far apart": func(t *testing.T) {
+		checkOne(t, newMadeUp(9, func(off int64) uint64 {
+			if isL1(off) {
+				return uint64(madeEnd+(off-madeL1)/8<<9<<4) | flagCopied
+			}
+			return 0
+		}))
+	},
 	"all refcount blocks": func(t *testing.T) {
 		checkOne(t, newMadeUp(21, func(off int64) uint64 {
 			if isRef(off) {
@@ -269,7 +288,8 @@ var memoryCases = map[string]func(t *testing.T){
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := &census{ctx: ctx, im: im, refs: newTally(), again: make([]bool, r.entries())}
+		c := newCensus(ctx, im)
+		c.again = make([]bool, r.entries())
 		if err := c.free(src, r, 0); err == nil {
 			t.Error("came to an end")
 		}

@@ -81,26 +81,31 @@ func Reclaim(ctx context.Context, f File, oldEnd int64) error {
 	return c.cut(f, oldEnd)
 }
 
-// free lowers refcounts to the number of references. The counts are durable
-// before the file is cut off. One block is in memory at a time: how many differ
-// is up to who wrote the image.
+// free gives back the clusters at or behind oldEnd that are counted too often.
 func (c *census) free(f File, r *refcounts, oldEnd int64) error {
+	return c.lower(f, r, func(d difference) bool {
+		// With references left, only clusters of compressed data can be counted
+		// less: for others the entries would have to say so, too.
+		return d.cluster >= (oldEnd+c.im.cluster()-1)/c.im.cluster() && (d.want == 0 || d.marks == 0)
+	})
+}
+
+// lower lowers refcounts to the number of references, for the clusters that are
+// chosen. The counts are durable before anything else is done. One block is in
+// memory at a time: how many differ is up to who wrote the image.
+func (c *census) lower(f File, r *refcounts, choose func(difference) bool) error {
 	block, changed := int64(-1), false
 	flush := func() error {
 		for _, b := range r.changed() {
-			for _, w := range b.writes() {
-				if err := writeAt(f, w.data, w.off); err != nil {
-					return err
-				}
+			if err := writeTable(f, b); err != nil {
+				return err
 			}
 		}
 		r.blocks = map[int64]*table{}
 		return nil
 	}
 	err := c.differences(r, func(d difference) error {
-		// With references left, only clusters of compressed data can be counted
-		// less: for others the entries would have to say so, too.
-		if d.cluster*c.im.cluster() < oldEnd || d.want > 0 && d.marks != 0 {
+		if d.has <= d.want || !choose(d) {
 			return nil
 		}
 		if i := d.cluster / r.perBlock(); i != block {

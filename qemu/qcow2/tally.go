@@ -5,10 +5,11 @@ import "fmt"
 // tally counts references by cluster, in pages: what a file says of its length,
 // and how far apart its clusters lie, is up to who wrote it.
 type tally struct {
-	pages   map[int64]*tallyPage
-	many    map[int64]uint64 // counts that a page has no room for
-	highest int64            // the highest cluster that has a reference; -1 without any
-	full    bool             // maxTally was not enough: the counts are not complete
+	pages    map[int64]*tallyPage
+	many     map[int64]uint64 // counts that a page has no room for
+	highest  int64            // the highest cluster that has a reference; -1 without any
+	reserved int              // bytes of maxTally that somebody else uses
+	full     bool             // maxTally was not enough: the counts are not complete
 
 	// The page that was looked at last.
 	number int64
@@ -21,6 +22,7 @@ type tallyPage [tallyClusters]uint16
 const (
 	tallyClusters = 4096
 	maxTallyCount = 1<<12 - 1 // stands for "see many"
+	maxReferences = 1 << 62   // more than a file can have before the machine is scrapped
 
 	// maxTally bounds the memory, in bytes. Pages that are used in full are enough
 	// for 64 million clusters: 4 TiB with clusters of 64 KiB. An entry of 8 bytes
@@ -28,6 +30,7 @@ const (
 	maxTally     = 128 << 20
 	tallyPageUse = 2*tallyClusters + 64
 	tallyManyUse = 64
+	l2TableUse   = 48 // of a table in a census: 16 bytes in a map that is half full, and 8 to sort
 )
 
 // mark is what else is known of a cluster.
@@ -35,7 +38,7 @@ type mark uint16
 
 const (
 	markMeta   mark = 1 << (12 + iota) // metadata that nothing else may share
-	markTable                          // a table that must be named once only
+	markBlock                          // a refcount block, which must be named once only
 	markCopied                         // an active entry says that the refcount is one
 	markShared                         // an active entry says that it is not
 )
@@ -68,26 +71,40 @@ func (t *tally) slot(cluster int64) *uint16 {
 }
 
 func (t *tally) room(n int) bool {
-	if len(t.pages)*tallyPageUse+len(t.many)*tallyManyUse+n > maxTally {
+	if len(t.pages)*tallyPageUse+len(t.many)*tallyManyUse+t.reserved+n > maxTally {
 		t.full = true
 	}
 	return !t.full
 }
 
-// add counts a reference, and sets marks.
-func (t *tally) add(cluster int64, m mark) {
+// reserve takes n bytes for something else, where there is room.
+func (t *tally) reserve(n int) bool {
+	if !t.room(n) {
+		return false
+	}
+	t.reserved += n
+	return true
+}
+
+// add counts n references, and sets marks.
+func (t *tally) add(cluster int64, n uint64, m mark) {
 	s := t.slot(cluster)
 	if s == nil {
 		return
 	}
-	switch n := *s & maxTallyCount; {
-	case n < maxTallyCount-1:
-		*s++
-	case n == maxTallyCount: // at least one more than fits
-		t.many[cluster]++
-	case t.room(tallyManyUse):
-		*s++
-		t.many[cluster] = maxTallyCount
+	have := uint64(*s & maxTallyCount)
+	listed := have == maxTallyCount
+	if listed {
+		have = t.many[cluster]
+	}
+	switch sum := have + n; {
+	case sum < maxTallyCount:
+		*s += uint16(n)
+	case sum > maxReferences:
+		t.full = true
+	case listed || t.room(tallyManyUse):
+		*s |= maxTallyCount
+		t.many[cluster] = sum
 	}
 	*s |= uint16(m)
 	t.highest = max(t.highest, cluster)

@@ -109,6 +109,11 @@ func (c *Client) Check(ctx context.Context) (found []chain.Finding, err error) {
 	return found, c.call(ctx, http.MethodPost, "check", nil, &found)
 }
 
+// CheckImages looks into images.
+func (c *Client) CheckImages(ctx context.Context, req CheckImagesRequest, report func(chain.Progress)) (Result, error) {
+	return c.stream(ctx, "check-images", req, report)
+}
+
 // call asks for an answer in one piece.
 func (c *Client) call(ctx context.Context, method, name string, req, resp any) error {
 	body, err := c.send(ctx, method, name, req)

@@ -17,6 +17,7 @@
 //	POST /v1/scan                   a stream of Event, without progress
 //	POST /v1/ops                    Operations
 //	POST /v1/check                  []chain.Finding
+//	POST /v1/check-images CheckImagesRequest a stream of Event; progress counts images
 //
 // A stream is one Event a line; the last has Result or Error. When nothing was
 // streamed yet an error is a Failure with status 400 (bad request), 409

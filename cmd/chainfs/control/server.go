@@ -27,6 +27,7 @@ func Handler(svc Service, status Status) http.Handler {
 	}))
 	mux.Handle("POST /v1/ops", answer(func(ctx context.Context, _ struct{}) (Operations, error) { return svc.Operations(ctx) }))
 	mux.Handle("POST /v1/check", answer(func(ctx context.Context, _ struct{}) ([]chain.Finding, error) { return svc.Check(ctx) }))
+	mux.Handle("POST /v1/check-images", stream(svc.CheckImages))
 	return mux
 }
 

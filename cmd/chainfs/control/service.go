@@ -18,4 +18,5 @@ type Service interface {
 	Scan(ctx context.Context) (chain.Report, error)
 	Operations(ctx context.Context) (Operations, error)
 	Check(ctx context.Context) ([]chain.Finding, error)
+	CheckImages(ctx context.Context, req CheckImagesRequest, report func(chain.Progress)) (Result, error)
 }

@@ -36,6 +36,13 @@ type RebaseRequest struct {
 	Parent chain.Path `json:"parent"`
 }
 
+// CheckImagesRequest asks for the inside of the images at or below a path to be
+// checked.
+type CheckImagesRequest struct {
+	Path        chain.Path `json:"path"`
+	RepairLeaks bool       `json:"repair_leaks,omitempty"`
+}
+
 // Description describes a file, or the images at or below a directory.
 type Description struct {
 	Directory bool         `json:"directory"`
@@ -61,6 +68,8 @@ type Result struct {
 	Copied int64         `json:"copied,omitempty"` // bytes at most, by the plan
 	Files  int           `json:"files,omitempty"`  // deleted
 	Report *chain.Report `json:"report,omitempty"` // of a scan
+
+	Images *chain.ImagesChecked `json:"images,omitempty"` // of a check of images
 }
 
 // Event is one line of a stream. One of its fields is set.
