@@ -56,10 +56,14 @@ func (w *writer) release(ctx context.Context) error {
 	return nil
 }
 
-// Reclaim frees the clusters at or behind oldEnd, in bytes, that nothing in the
-// image refers to, and cuts the file off behind the last one in use. It is for
-// what an absorb that did not come to its end stored; oldEnd is the file's size
-// before that. Nobody else may have the image open for writing.
+// Reclaim frees clusters that nothing in the image refers to, and cuts the file
+// off behind the last one in use. It is for what an absorb that did not come to
+// its end stored; oldEnd is the file's size before that, in bytes. Nobody else may
+// have the image open for writing.
+//
+// Before oldEnd there can be clusters to be freed, too: a refcount table that was
+// replaced by a longer one. Where the image has features that are not known, to
+// which they might belong, only what is behind oldEnd is freed.
 //
 // An image that is corrupt is left alone: what its tables do not tell might be
 // in use.
@@ -75,18 +79,22 @@ func Reclaim(ctx context.Context, f File, oldEnd int64) error {
 	if c.found.CorruptionCount > 0 {
 		return corrupt("%s", c.found.Corruptions[0])
 	}
-	if err := c.free(f, r, oldEnd); err != nil {
+	from := int64(0)
+	if why, err := unrepairable(im); err != nil || why != "" {
+		from = oldEnd
+	}
+	if err := c.free(f, r, from); err != nil {
 		return err
 	}
 	return c.cut(f, oldEnd)
 }
 
-// free gives back the clusters at or behind oldEnd that are counted too often.
-func (c *census) free(f File, r *refcounts, oldEnd int64) error {
+// free gives back the clusters at or behind from that are counted too often.
+func (c *census) free(f File, r *refcounts, from int64) error {
 	return c.lower(f, r, func(d difference) bool {
 		// With references left, only clusters of compressed data can be counted
 		// less: for others the entries would have to say so, too.
-		return d.cluster >= (oldEnd+c.im.cluster()-1)/c.im.cluster() && (d.want == 0 || d.marks == 0)
+		return d.cluster >= (from+c.im.cluster()-1)/c.im.cluster() && (d.want == 0 || d.marks == 0)
 	})
 }
 
