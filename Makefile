@@ -13,7 +13,9 @@ deps:
 
 # Everything, end to end included: that needs root, and mounts.
 test: deps build
-	$(GO) test -race ./chain/... ./cmd/... ./fs/... ./qemu/... ./store/...
+	$(GO) test -race ./chain/... ./cmd/... ./fs/... ./qemu ./store/...
+	$(GO) test -race -run Concurrent ./qemu/qcow2
+	$(GO) test -timeout 20m ./qemu/qcow2
 	$(GO) test -count=1 -timeout 30m ./e2e/...
 
 e2e: deps build

@@ -17,7 +17,6 @@ type scene struct {
 	name   string
 	child  []byte
 	layers [][]byte // below the child, its parent first
-	raw    int      // how many of them, the last ones, are raw
 	away   int      // how many go away
 	want   []byte   // what the guest reads
 	about  string   // what was done to it last, for messages
@@ -206,47 +205,4 @@ func (s *scene) sound(t testing.TB, data []byte, leaks bool) {
 	if !leaks && f.LeakedClusters > 0 {
 		t.Fatalf("%s: %d leaked clusters (%s)", s.name, f.LeakedClusters, s.about)
 	}
-}
-
-// qemuAgrees lets qemu-img look at the child.
-func (s *scene) qemuAgrees(t testing.TB, data []byte, leaks bool) {
-	t.Helper()
-	dir := quickDir(t)
-	for i, b := range append([][]byte{data}, s.layers...) {
-		name := "child"
-		if i > 0 {
-			name = fmt.Sprintf("l%d", len(s.layers)-i)
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(filepath.Join(dir, "raw"), s.want, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	runIn(t, dir, "qemu-img", "compare", "-f", "raw", "-F", "qcow2", "raw", "child")
-	cmd := exec.Command("qemu-img", "check", "-f", "qcow2", filepath.Join(dir, "child"))
-	out, err := cmd.CombinedOutput()
-	if err != nil && (!leaks || cmd.ProcessState.ExitCode() != 3) {
-		t.Fatalf("%s: qemu-img check: %v\n%s", s.name, err, out)
-	}
-}
-
-// completes runs recovery and the absorb again, after a crash.
-func (s *scene) completes(t testing.TB, data []byte) []byte {
-	t.Helper()
-	d := &disk{data: append([]byte{}, data...)}
-	if err := Reclaim(context.Background(), d, int64(len(s.child))); err != nil {
-		t.Fatalf("%s: reclaim: %v", s.name, err)
-	}
-	s.reads(t, d.data)
-	s.sound(t, d.data, false)
-	if _, err := Absorb(context.Background(), s.job(t, d, false)); err != nil {
-		t.Fatalf("%s: again: %v", s.name, err)
-	}
-	if !s.reads(t, d.data) {
-		t.Fatalf("%s: the child still stands on its old parent", s.name)
-	}
-	s.sound(t, d.data, false)
-	return d.data
 }
