@@ -183,12 +183,10 @@ func (w *rebase) openImages() ([]*qcow2.Image, error) {
 // reads: they keep every other writer out, and let readers in, which is right
 // because the child reads the same at every moment.
 func (w *rebase) openForWriting() (*os.File, error) {
-	const flags = unix.O_RDWR | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-	fd, err := unix.Openat(int(w.dir.Fd()), w.job.Child.Base(), flags, 0)
+	f, err := openBelow(w.dir, w.job.Child, unix.O_RDWR)
 	if err != nil {
-		return nil, fmt.Errorf("open %s for writing: %w", w.job.Child, err)
+		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), w.job.Child.Base())
 	if err := w.checkNamed(w.job.Child, f); err != nil {
 		f.Close()
 		return nil, err

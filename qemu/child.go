@@ -17,19 +17,12 @@ func (w *rebase) openChild(context.Context) error {
 		return fmt.Errorf("open directory %s: %w", w.job.Child.Dir(), err)
 	}
 	w.dir = dir
-	// O_NONBLOCK: a FIFO put in its place must not stop us.
-	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-	fd, err := unix.Openat(int(dir.Fd()), w.job.Child.Base(), flags, 0)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", w.job.Child, err)
+	if w.child, err = openBelow(dir, w.job.Child, unix.O_RDONLY); err != nil {
+		return err
 	}
-	w.child = os.NewFile(uintptr(fd), w.job.Child.Base())
 	st, err := stat(w.child)
 	if err != nil {
 		return err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return fmt.Errorf("%s is not a regular file: %w", w.job.Child, chain.ErrChanged)
 	}
 	w.atime, w.modified = st.Atim, st.Mtim
 	if w.header, err = (Inspector{}).Inspect(w.child, st.Size); err != nil {

@@ -119,10 +119,15 @@ func (c *Images) RepairLeaks(ctx context.Context, p chain.Path, identity chain.I
 	return freed, errors.Join(err, f.Close())
 }
 
-// openBelow opens a regular file in its directory.
+// openBelow opens a regular file in its directory. Its access time stays, where
+// that may be: it tells when a user read it.
 func openBelow(dir *os.File, p chain.Path, mode int) (*os.File, error) {
 	// O_NONBLOCK: a FIFO put in its place must not stop us.
-	fd, err := unix.Openat(int(dir.Fd()), p.Base(), mode|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	mode |= unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+	fd, err := unix.Openat(int(dir.Fd()), p.Base(), mode|unix.O_NOATIME, 0)
+	if errors.Is(err, unix.EPERM) {
+		fd, err = unix.Openat(int(dir.Fd()), p.Base(), mode, 0)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", p, err)
 	}

@@ -149,12 +149,11 @@ func (m *merge) syncDir(dir, file *os.File) error {
 // lockParent opens the parent by its hidden name, and refuses while anybody else
 // has it open, be it for reading: from the merge on it does not read as before.
 func (m *merge) lockParent(context.Context) error {
-	const flags = unix.O_RDWR | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-	fd, err := unix.Openat(int(m.rebase.dir.Fd()), m.job.Scratch.Base(), flags, 0)
+	f, err := openBelow(m.rebase.dir, m.job.Scratch, unix.O_RDWR)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", m.job.Scratch, err)
+		return err
 	}
-	m.scratch = os.NewFile(uintptr(fd), m.job.Scratch.Base())
+	m.scratch = f
 	if err := m.checkNamed(m.job.Scratch, m.scratch); err != nil {
 		return err
 	}
