@@ -211,10 +211,11 @@ func (t *Tree) dropMarks() {
 	}
 }
 
-// dropBases forgets raw files that no image names any more. The caller holds mu.
+// dropBases forgets raw files and scratch files that no image names any more: they
+// are images only for the sake of those. The caller holds mu.
 func (t *Tree) dropBases() {
 	for _, im := range t.graph.byID {
-		if im.Kind == RawBase && len(t.graph.children[im.Path]) == 0 {
+		if (im.Kind == RawBase || IsScratch(im.Path.Base())) && len(t.graph.children[im.Path]) == 0 {
 			t.forget(im)
 		}
 	}

@@ -372,10 +372,11 @@ func (t *Tree) commit(run *run) error {
 // files were deleted before. It is not cancelled: the deletion stands.
 func (t *Tree) complete(run *run, steps []Step, gone int) error {
 	var unfinished error
+	var open []Path // what is not merged in full
 	for i, s := range steps {
 		if i > 0 && !t.lastWalk.recent() {
 			if _, err := t.survey(context.Background()); err != nil {
-				return t.giveUp(run, gone, err)
+				return t.stopShort(run, gone, open, err)
 			}
 		}
 		deleted, err := t.unlink(run, s)
@@ -383,11 +384,11 @@ func (t *Tree) complete(run *run, steps []Step, gone int) error {
 			gone++
 		}
 		if errors.Is(err, ErrUnfinished) {
-			unfinished = err
+			unfinished, open = err, append(open, s.Path)
 			continue
 		}
 		if err != nil {
-			return t.giveUp(run, gone, err)
+			return t.stopShort(run, gone, open, err)
 		}
 		run.stepDone(s)
 	}
@@ -543,6 +544,23 @@ func (t *Tree) giveUp(run *run, gone int, why error) error {
 		t.cfg.Log.Error("the operation failed and that could not be recorded", "op", run.op.ID, "err", err)
 	}
 	t.cfg.Log.Warn("operation failed", "op", run.op.ID, "deleted", gone, "err", why)
+	return why
+}
+
+// stopShort is giveUp for an operation of which merges are open. Their images are
+// deleted, so it stays committed to them and to nothing else: the next start
+// completes them and leaves alone what could not be deleted.
+func (t *Tree) stopShort(run *run, gone int, open []Path, why error) error {
+	if len(open) == 0 {
+		return t.giveUp(run, gone, why)
+	}
+	why = fmt.Errorf("%d of %d files were deleted, then: %v", gone, len(run.op.Plan.unlinks()), why)
+	run.op.Plan.keepMerges(open)
+	run.op.Error = why.Error()
+	if err := t.cfg.Journal.Record(run.op); err != nil {
+		t.cfg.Log.Error("the operation failed and that could not be recorded", "op", run.op.ID, "err", err)
+	}
+	t.cfg.Log.Warn("operation failed, and a merge is not finished", "op", run.op.ID, "deleted", gone, "err", why)
 	return why
 }
 

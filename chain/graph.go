@@ -306,7 +306,7 @@ func (g *Graph) IsBackupSet(dir Path) bool {
 		return false
 	}
 	for _, im := range ims {
-		if im.Target != "" && im.Target.Dir() == dir {
+		if im.Target != "" && im.Target.Dir() == dir && !IsScratch(im.Target.Base()) {
 			return false
 		}
 	}

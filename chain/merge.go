@@ -124,5 +124,26 @@ func (t *Tree) plannedMerge(op Operation, m, s Step) (MergeJob, error) {
 	return MergeJob{
 		Op: op.ID, Child: m.Path, Before: m.Identity, Parent: s.Path, Identity: s.Identity,
 		NewName: name, Format: m.NewFormat, Scratch: scratchOf(op.ID, m.Path),
+		Unneeded: func(ctx context.Context, name Path) error {
+			if _, err := t.survey(ctx); err != nil {
+				return err
+			}
+			return t.onlyChild(name, m.Path)
+		},
 	}, nil
+}
+
+// onlyChild: nothing needs the file at p but the image at child.
+func (t *Tree) onlyChild(p, child Path) error {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, im := range append(t.graph.Children(p), sorted(t.graph.needers[p])...) {
+		if im.Path != child {
+			return fmt.Errorf("%s appeared, which needs %s: %w", im.Path, p, ErrChanged)
+		}
+	}
+	if blind := t.graph.blindness(p); blind != "" {
+		return Refuse(p, "%s", blind)
+	}
+	return nil
 }

@@ -117,6 +117,17 @@ func (p *Plan) dropMerges() {
 	p.Steps = slices.DeleteFunc(p.Steps, func(s Step) bool { return s.Way == MergeDown })
 }
 
+// keepMerges takes back all but the merges of the images at paths.
+func (p *Plan) keepMerges(paths []Path) {
+	p.Steps = slices.DeleteFunc(slices.Clone(p.Steps), func(s Step) bool {
+		merged := s.Path
+		if s.Verb == StepRebase {
+			merged = s.Merges
+		}
+		return !slices.Contains(paths, merged)
+	})
+}
+
 // mergeOf is the step that replaces a child by the image at path, nil when that
 // is simply unlinked.
 func (p *Plan) mergeOf(path Path) *Step {

@@ -132,6 +132,11 @@ type MergeJob struct {
 	NewName  Path     // the parent's own backing name, as it is right in both directories
 	Format   Format
 	Scratch  Path // the parent's hidden name, beside the child
+
+	// Unneeded is asked right before a name of the parent goes: its own, and the
+	// hidden one when that becomes the child's. It looks at the tree again, and an
+	// error is that some image needs the name, other than the child.
+	Unneeded func(ctx context.Context, name Path) error `json:"-"`
 }
 
 // ErrUnfinished: the file is deleted, and what is left to do is done when the

@@ -150,9 +150,20 @@ func (t *Tree) meet(f *finding, e Entry) {
 	case e.Type != Regular:
 	case IsScratch(e.Path.Base()):
 		f.leftovers = append(f.leftovers, e.Path)
+		// One that an image stands on is a parent like any other, or the images
+		// below it would look childless.
+		if t.isImage(e.Path) && !t.known(e) {
+			f.toRead[e.Path] = true
+		}
 	case !t.known(e):
 		f.toRead[e.Path] = true
 	}
+}
+
+func (t *Tree) isImage(p Path) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.graph.At(p) != nil
 }
 
 // addMisled adds the images whose names may lead elsewhere than they did: those

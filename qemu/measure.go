@@ -110,6 +110,9 @@ func (w *rebase) mayMerge(job *chain.MergeJob) (bool, error) {
 		}
 	}
 	st, err := stat(parent)
+	if at, err := stat(w.dir); err != nil || at.Dev != st.Dev {
+		return false, err // no link leads to another file system
+	}
 	if err != nil || st.Nlink != 1 || st.Ino != job.Identity.Inode {
 		return false, err
 	}

@@ -26,8 +26,9 @@ var MergeLabels = []string{
 type merge struct {
 	*rebase
 	merge chain.MergeJob
-	dir   *os.File // the parent's directory
-	again bool     // an earlier run was cut off
+	dir   *os.File       // the parent's directory
+	again bool           // an earlier run was cut off
+	named chain.Identity // the child once it names the hidden name
 }
 
 // MergeDown is chain.Rebaser's. The steps, each of which finds what an earlier run
@@ -65,10 +66,10 @@ func (m *merge) run(ctx context.Context) error {
 	if err != nil {
 		return m.undo(err)
 	}
-	if err := m.unlinkParent(); err != nil {
+	if err := m.unlinkParent(ctx); err != nil {
 		return m.undo(err)
 	}
-	err = m.each(ctx, m.move, m.copyAttributes, m.syncScratch)
+	err = m.each(ctx, m.checkOneName, m.move, m.copyAttributes, m.syncScratch, m.checkUnneeded)
 	if err == nil {
 		err = m.replaceChild()
 	}
@@ -184,8 +185,7 @@ func (m *merge) checkAlone() error {
 // name rewrites the backing names, first the parent's and then the child's.
 func (m *merge) name(context.Context) error {
 	m.opts.Step("MERGE:LINKED")
-	parent := qcow2.OSFile{File: m.scratch}
-	if err := m.setBacking(parent, string(m.merge.NewName), string(m.merge.Format)); err != nil {
+	if err := m.nameParents(); err != nil {
 		return fmt.Errorf("name the parent of %s: %w", m.merge.Parent, err)
 	}
 	f, err := m.openForWriting()
@@ -194,7 +194,60 @@ func (m *merge) name(context.Context) error {
 	}
 	defer f.Close() // setBacking synced it
 	hidden := chain.RelativeName(m.job.Child, m.job.Scratch)
-	return m.setBacking(qcow2.OSFile{File: f}, string(hidden), string(chain.QCOW2))
+	if err := m.setBacking(qcow2.OSFile{File: f}, string(hidden), string(chain.QCOW2)); err != nil {
+		return err
+	}
+	st, err := stat(m.child)
+	m.named = identityOf(&st)
+	return err
+}
+
+// nameParents gives the parent the backing name that is right in both directories.
+// Once its own name is gone that was done, and it may stand on another image since:
+// the one that it stood on may have been deleted.
+func (m *merge) nameParents() error {
+	named, err := m.has(m.dir, m.merge.Parent.Base())
+	if err != nil || !named {
+		return err
+	}
+	st, err := stat(m.scratch)
+	if err != nil {
+		return err
+	}
+	h, err := Inspector{}.Inspect(m.scratch, st.Size)
+	if err != nil {
+		return err
+	}
+	stands, err := m.files.Resolve(m.merge.Parent.Dir(), string(h.Backing))
+	if err != nil {
+		return err
+	}
+	want, err := m.files.Resolve(m.job.Child.Dir(), string(m.merge.NewName))
+	if err != nil {
+		return err
+	}
+	if stands.External || want.External || stands.Path != want.Path || h.BackingFormat != m.merge.Format {
+		return fmt.Errorf("it names %s: %w", h.Backing, chain.ErrChanged)
+	}
+	return m.setBacking(qcow2.OSFile{File: m.scratch}, string(m.merge.NewName), string(m.merge.Format))
+}
+
+// checkNames: the parent has n names. Another one is an image of its own, which
+// would change with it.
+func (m *merge) checkNames(n uint64) error {
+	st, err := stat(m.scratch)
+	if err == nil && uint64(st.Nlink) != n {
+		err = fmt.Errorf("%s has another name: %w", m.merge.Parent, chain.ErrChanged)
+	}
+	return err
+}
+
+func (m *merge) checkOneName(context.Context) error { return m.checkNames(1) }
+
+// checkUnneeded: no copy and no second name of the child was made while it named
+// the hidden name.
+func (m *merge) checkUnneeded(ctx context.Context) error {
+	return m.merge.Unneeded(ctx, m.job.Scratch)
 }
 
 func (m *merge) setBacking(f qcow2.File, name, format string) error {
@@ -206,13 +259,19 @@ func (m *merge) setBacking(f qcow2.File, name, format string) error {
 }
 
 // unlinkParent removes the parent's own name, durably.
-func (m *merge) unlinkParent() error {
+func (m *merge) unlinkParent(ctx context.Context) error {
 	m.opts.Step("MERGE:NAMED")
 	named, err := m.has(m.dir, m.merge.Parent.Base())
 	if err != nil {
 		return err
 	}
 	if named {
+		if err := m.merge.Unneeded(ctx, m.merge.Parent); err != nil {
+			return err
+		}
+		if err := m.checkNames(2); err != nil {
+			return err
+		}
 		if err := m.checkAlone(); err != nil { // who opens it later finds no name
 			return err
 		}
@@ -244,7 +303,27 @@ func (m *merge) undo(why error) error {
 	if there, err := m.has(m.rebase.dir, m.job.Scratch.Base()); err != nil || !there {
 		return errors.Join(why, err)
 	}
-	return errors.Join(why, m.unlinkScratch())
+	err = m.unlinkScratch()
+	if !errors.Is(why, chain.ErrChanged) { // somebody else's change stays new
+		err = errors.Join(err, m.timesBack())
+	}
+	return errors.Join(why, err)
+}
+
+// timesBack makes both files as old as they were: they say again what they said.
+func (m *merge) timesBack() error {
+	var errs []error
+	for f, before := range map[*os.File]chain.Identity{m.child: m.merge.Before, m.scratch: m.merge.Identity} {
+		if f == nil {
+			continue
+		}
+		st, err := stat(f)
+		if err == nil && st.Mtim.Nano() != before.MTime {
+			err = futimens(f, st.Atim, unix.NsecToTimespec(before.MTime))
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 func (m *merge) renameBack() error {
@@ -299,8 +378,16 @@ func (m *merge) move(ctx context.Context) error {
 	}
 	// replaceChild compares it; our own rewriting of the header moved its times.
 	st, err := stat(m.child)
+	if err != nil {
+		return err
+	}
+	// What was written to it meanwhile may be missing. A change of its mode or
+	// owner is not: those are copied from now on.
 	m.job.Identity = identityOf(&st)
-	return err
+	if !m.job.Identity.SameContent(m.named) {
+		return fmt.Errorf("%s: %w", m.job.Child, chain.ErrChanged)
+	}
+	return nil
 }
 
 // replaced ends a job whose last rename was done.

@@ -52,16 +52,30 @@ func mergeDown(ctx context.Context, m *mover, child *Image) error {
 	return syncFile(m.file) // with the clusters that were freed last
 }
 
-// MeasureDown is how much MergeDown would have to do. ErrFallback says why it
-// cannot be done.
+// MeasureDown is how much MergeDown would have to do, from the images' tables and
+// the parent's refcounts. ErrFallback says why it cannot be done.
 func MeasureDown(ctx context.Context, parent, child *Image) (Work, error) {
 	var w Work
 	if err := canMergeDown(parent, child); err != nil {
 		return w, err
 	}
+	// An image that cannot be written to must not be found out when there is no
+	// way back any more.
+	c, refs, err := inspect(ctx, parent)
+	if err != nil {
+		return w, err
+	}
+	if c.found.CorruptionCount > 0 {
+		return w, fmt.Errorf("the parent is corrupt: %s: %w", c.found.Corruptions[0], ErrFallback)
+	}
+	places := newWriter(nil, parent, refs, (parent.fileSize+parent.cluster()-1)/parent.cluster())
 	for off := int64(0); off < parent.virtual; {
 		b, next, err := planDown(ctx, parent, child, off)
 		if err != nil {
+			return w, err
+		}
+		places.reset()
+		if err := places.add(b); err != nil {
 			return w, err
 		}
 		w.add(b)
