@@ -316,6 +316,9 @@ func (t *Tree) rebase(ctx context.Context, run *run, s Step) error {
 	if err != nil {
 		return err
 	}
+	if err := t.scratchFree(job.Scratch); err != nil {
+		return err
+	}
 	t.cfg.Log.Info("rebasing", "op", run.op.ID, "image", s.Path, "onto", s.NewParent)
 	err = t.cfg.Rebaser.Rebase(ctx, job, func(done, total int64) { run.step(s.Path, done, total) })
 	if err != nil {
@@ -551,6 +554,7 @@ func (t *Tree) giveUp(run *run, gone int, why error) error {
 // deleted, so it stays committed to them and to nothing else: the next start
 // completes them and leaves alone what could not be deleted.
 func (t *Tree) stopShort(run *run, gone int, open []Path, why error) error {
+	open = t.begunMerges(run.op, open)
 	if len(open) == 0 {
 		return t.giveUp(run, gone, why)
 	}
@@ -564,6 +568,17 @@ func (t *Tree) stopShort(run *run, gone int, open []Path, why error) error {
 	return why
 }
 
+// scratchFree: no image stands on the file of a scratch name. Numbers of operations
+// begin anew with a lost store, and a merge of the old one may have left its file.
+func (t *Tree) scratchFree(scratch Path) error {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if n := len(t.graph.Children(scratch)); n > 0 {
+		return fmt.Errorf("%s is in the way, on which images stand; try again: %w", scratch, ErrChanged)
+	}
+	return nil
+}
+
 // sweep removes the scratch files of an operation.
 func (t *Tree) sweep(op Operation) error {
 	for _, s := range op.Plan.Steps {
@@ -571,6 +586,9 @@ func (t *Tree) sweep(op Operation) error {
 			continue
 		}
 		scratch := scratchOf(op.ID, s.Path)
+		if t.scratchFree(scratch) != nil {
+			continue // not of this operation, whatever its name says
+		}
 		if err := t.cfg.Files.Unlink(scratch); err != nil && !isGone(err) {
 			return fmt.Errorf("remove the scratch file %s: %w", scratch, err)
 		}

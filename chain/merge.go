@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -70,6 +71,9 @@ func (t *Tree) merge(run *run, m, s Step) (gone bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	if err := t.mayUse(job); err != nil {
+		return false, err
+	}
 	t.cfg.Log.Info("merging downwards", "op", run.op.ID, "image", m.Path, "into", s.Path)
 	err = t.cfg.Rebaser.MergeDown(context.Background(), job, func(done, total int64) { run.step(m.Path, done, total) })
 	if err != nil && !errors.Is(err, ErrUnfinished) {
@@ -131,6 +135,29 @@ func (t *Tree) plannedMerge(op Operation, m, s Step) (MergeJob, error) {
 			return t.onlyChild(name, m.Path)
 		},
 	}, nil
+}
+
+// mayUse: the hidden name is free, or this merge's own of an earlier run.
+func (t *Tree) mayUse(job MergeJob) error {
+	e, err := t.cfg.Files.Stat(job.Scratch)
+	if err != nil || e.Identity.Inode == job.Identity.Inode {
+		return nil // link says what is wrong, if anything
+	}
+	return fmt.Errorf("%s is in the way; try again: %w", job.Scratch, ErrChanged)
+}
+
+// begunMerges adds to open the images of merges whose hidden name is there: a run
+// that was cut off had begun them, and the one that stopped now did not undo them.
+func (t *Tree) begunMerges(op Operation, open []Path) []Path {
+	for _, m := range op.Plan.Steps {
+		if m.Way != MergeDown || slices.Contains(open, m.Merges) {
+			continue
+		}
+		if _, err := t.cfg.Files.Stat(scratchOf(op.ID, m.Path)); !isGone(err) {
+			open = append(open, m.Merges)
+		}
+	}
+	return open
 }
 
 // onlyChild: nothing needs the file at p but the image at child.

@@ -50,7 +50,7 @@ func (t *Tree) recoverOne(ctx context.Context, op Operation) error {
 	left, err := t.recheck(ctx, op)
 	gone := len(op.Plan.unlinks()) - len(left)
 	if err != nil {
-		_ = t.giveUp(run, gone, err)
+		_ = t.stopShort(run, gone, nil, err)
 		return nil
 	}
 	_ = t.complete(run, left, gone)

@@ -52,10 +52,10 @@ func (s *site) again() {
 	s.intactIn(s.mnt)
 }
 
-// holdChild has a qemu read the child, so that the merge cannot be finished.
-func (s *site) holdChild() (release func()) {
+// hold has a qemu read an image, so that the merge cannot be finished.
+func (s *site) hold(name string) (release func()) {
 	s.t.Helper()
-	qemu := exec.Command("qemu-io", "-r", "-f", "qcow2", filepath.Join(s.tree, mergedChild))
+	qemu := exec.Command("qemu-io", "-r", "-f", "qcow2", filepath.Join(s.tree, name))
 	in, err := qemu.StdinPipe()
 	mustDo(s.t, err)
 	out, err := qemu.StdoutPipe()
@@ -81,7 +81,7 @@ func TestE2EUnfinishedMergeKeepsParents(t *testing.T) {
 		s.image(mergedChild, doomed)
 		s.keepDoomed()
 		release := func() {}
-		if err := s.mergeMeanwhile("MERGE:UNLINKED", func() { release = s.holdChild() }); err != nil {
+		if err := s.mergeMeanwhile("MERGE:UNLINKED", func() { release = s.hold(mergedChild) }); err != nil {
 			t.Errorf("rm: %v, of an image that is deleted", err)
 		}
 		release()
@@ -97,6 +97,26 @@ func TestE2EUnfinishedMergeKeepsParents(t *testing.T) {
 		s.clean()
 		s.umount()
 	}
+}
+
+// TestE2EMergeBegunIsNotForgotten: a merge that was killed before its parent's own
+// name was gone, and cannot be gone on with at the next mount because somebody
+// reads the parent, waits for the one after that.
+func TestE2EMergeBegunIsNotForgotten(t *testing.T) {
+	s := newSite(t)
+	s.stacked()
+	s.keepDoomed()
+	s.fail = "MERGE:NAMED=kill"
+	s.mount()
+	s.deleteAndDie(doomed)
+	s.fail = ""
+	release := s.hold(doomed)
+	s.mount()
+	s.intact()
+	release()
+	s.again()
+	s.gone(doomed)
+	s.clean()
 }
 
 // TestE2EMergeDownMeanwhile: names and content that appear around the mount while
