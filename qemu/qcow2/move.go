@@ -81,18 +81,18 @@ func (m *mover) step(label string) { m.Moving.Step(label) }
 
 // inspect finds where the file's clusters end. An image that is corrupt already
 // would get worse by being written to.
-func (m *mover) inspect(ctx context.Context) error {
+func (m *mover) inspect(ctx context.Context) (*census, error) {
 	c, refs, err := inspect(ctx, m.im)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if c.found.CorruptionCount > 0 {
-		return corrupt("%s", c.found.Corruptions[0])
+		return nil, corrupt("%s", c.found.Corruptions[0])
 	}
 	cluster := m.im.cluster()
 	end := max((m.oldEnd+cluster-1)/cluster, c.refs.highest+1)
 	m.writer = newWriter(m.file, m.im, refs, end)
-	return nil
+	return c, nil
 }
 
 // moveAll moves all that is planned.
