@@ -354,6 +354,9 @@ func (m *merge) move(ctx context.Context) error {
 	if m.again {
 		// What that run stored and did not come to use, or left and did not come to free.
 		if err := qcow2.Reclaim(ctx, parent, 0); err != nil {
+			if errors.Is(err, qcow2.ErrSync) {
+				m.stop(err)
+			}
 			return err
 		}
 	}

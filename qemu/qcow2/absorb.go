@@ -85,7 +85,7 @@ func (a *absorb) run(ctx context.Context) error {
 	if err := a.im.inPlace(a.header()); err != nil {
 		return err
 	}
-	if err := a.inspect(ctx); err != nil {
+	if _, err := a.inspect(ctx); err != nil {
 		return err
 	}
 	if err := a.moveAll(ctx); err != nil {

@@ -40,7 +40,11 @@ func mergeDown(ctx context.Context, m *mover, child *Image) error {
 	if err := canMergeDown(m.im, child); err != nil {
 		return err
 	}
-	if err := m.inspect(ctx); err != nil {
+	c, err := m.inspect(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.unshared(); err != nil {
 		return err
 	}
 	if err := m.moveAll(ctx); err != nil {
@@ -52,8 +56,22 @@ func mergeDown(ctx context.Context, m *mover, child *Image) error {
 	return syncFile(m.file) // with the clusters that were freed last
 }
 
-// MeasureDown is how much MergeDown would have to do, from the images' tables and
-// the parent's refcounts. ErrFallback says why it cannot be done.
+// unshared is nil when no cluster has two entries. Where one of them went, the
+// other would lack the flag of a refcount of one.
+func (c *census) unshared() error {
+	for page := range c.refs.pages {
+		for n := range int64(tallyClusters) {
+			if _, marks := c.refs.of(page*tallyClusters + n); marks&markShared != 0 {
+				return fmt.Errorf("a cluster of the parent is shared: %w", ErrFallback)
+			}
+		}
+	}
+	return nil
+}
+
+// MeasureDown is how much MergeDown would have to do. ErrFallback says why it
+// cannot be done, as far as the parent's tables tell too: a caller may go beyond
+// the point of no return before it calls MergeDown.
 func MeasureDown(ctx context.Context, parent, child *Image) (Work, error) {
 	var w Work
 	if err := canMergeDown(parent, child); err != nil {
@@ -66,7 +84,10 @@ func MeasureDown(ctx context.Context, parent, child *Image) (Work, error) {
 		return w, err
 	}
 	if c.found.CorruptionCount > 0 {
-		return w, fmt.Errorf("the parent is corrupt: %s: %w", c.found.Corruptions[0], ErrFallback)
+		return w, fmt.Errorf("the parent is damaged (%s): %w", c.found.Corruptions[0], ErrFallback)
+	}
+	if err := c.unshared(); err != nil {
+		return w, err
 	}
 	places := newWriter(nil, parent, refs, (parent.fileSize+parent.cluster()-1)/parent.cluster())
 	for off := int64(0); off < parent.virtual; {

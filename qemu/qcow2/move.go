@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 )
 
 // Moving is how clusters are moved.
@@ -79,18 +81,18 @@ func (m *mover) step(label string) { m.Moving.Step(label) }
 
 // inspect finds where the file's clusters end. An image that is corrupt already
 // would get worse by being written to.
-func (m *mover) inspect(ctx context.Context) error {
+func (m *mover) inspect(ctx context.Context) (*census, error) {
 	c, refs, err := inspect(ctx, m.im)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if c.found.CorruptionCount > 0 {
-		return corrupt("%s", c.found.Corruptions[0])
+		return nil, corrupt("%s", c.found.Corruptions[0])
 	}
 	cluster := m.im.cluster()
 	end := max((m.oldEnd+cluster-1)/cluster, c.refs.highest+1)
 	m.writer = newWriter(m.file, m.im, refs, end)
-	return nil
+	return c, nil
 }
 
 // moveAll moves all that is planned.
@@ -232,13 +234,17 @@ func (m *mover) count(ctx context.Context) error {
 			Offset: uint64(t.off), Clusters: uint32(int64(len(t.data)) / m.im.cluster()),
 		}})
 	}
-	if len(t.dirty) == 0 {
-		return nil
+	// A block may be counted in another one, never in one that comes before it in
+	// the table: see addBlocks. Entries of one sector reach the disk together.
+	for _, s := range slices.Backward(slices.Sorted(maps.Keys(t.dirty))) {
+		if err := m.writer.write(ctx, []write{t.sector(s)}); err != nil {
+			return err
+		}
+		if err := syncFile(m.file); err != nil {
+			return err
+		}
 	}
-	if err := m.writer.write(ctx, t.writes()); err != nil {
-		return err
-	}
-	return syncFile(m.file)
+	return nil
 }
 
 // link makes the batch part of the child's disk. Every entry on its own is right,

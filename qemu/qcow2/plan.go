@@ -88,11 +88,13 @@ func (p *planner) next(b *batch, off, end int64) (int64, error) {
 	return n, nil
 }
 
-// compressed moves a whole cluster as it is where the child can hold it so.
+// compressed moves a whole cluster as it is where the child can hold it so. The
+// last one of a disk that ends inside it is not whole: what it has behind the end
+// would be seen when the child grows.
 func (p *planner) compressed(b *batch, e Extent, r run, end int64) (int64, error) {
 	from := p.away.layers[e.Layer]
 	asIs := from.clusterBits == b.clusterBits && from.header.CompressionType == p.child.header.CompressionType &&
-		r.guest%b.cluster() == 0 && (r.n == b.cluster() || r.guest+r.n == p.child.virtual)
+		r.guest%b.cluster() == 0 && r.n == b.cluster()
 	n := b.take(r.guest, r.n)
 	switch {
 	case n == 0:

@@ -67,7 +67,13 @@ func (w *writer) release(ctx context.Context) error {
 //
 // An image that is corrupt is left alone: what its tables do not tell might be
 // in use.
+//
+// A cluster is free when nothing on the disk leads to it: entries that were written
+// and not synced may be lost, and with them back it would be in use.
 func Reclaim(ctx context.Context, f File, oldEnd int64) error {
+	if err := settle(f); err != nil {
+		return err
+	}
 	im, err := Open(f)
 	if err != nil {
 		return err
@@ -87,6 +93,19 @@ func Reclaim(ctx context.Context, f File, oldEnd int64) error {
 		return err
 	}
 	return c.cut(f, oldEnd)
+}
+
+// settle makes durable what was written to a file, and has it read from the disk
+// from now on: after a sync that failed the page cache has what never got there.
+func settle(f File) error {
+	if err := syncFile(f); err != nil {
+		return err
+	}
+	size, err := f.Size()
+	if err == nil {
+		evict(f, 0, size)
+	}
+	return err
 }
 
 // free gives back the clusters at or behind from that are counted too often.

@@ -10,6 +10,7 @@ import (
 // behind the last cluster in use. It returns how many bytes the image can use
 // again or the file is shorter. Nobody else may have the image open for writing.
 //
+//	settle   what somebody else wrote is durable                    sync
 //	counts   lowered to the references                              sync
 //	flags    set in entries that are now the only ones              sync
 //	cut      the file, behind the last cluster in use               sync
@@ -30,6 +31,9 @@ import (
 // It ends with ctx until it begins to write, and not any more then: nothing would
 // be lost, but it would have to be done again.
 func RepairLeaks(ctx context.Context, f File) (freed int64, err error) {
+	if err := settle(f); err != nil {
+		return 0, err
+	}
 	im, err := Open(f)
 	if err != nil {
 		return 0, err

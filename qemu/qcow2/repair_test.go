@@ -167,7 +167,7 @@ func TestRepairLeaksCancelled(t *testing.T) {
 			return nil
 		}}
 		freed, err := RepairLeaks(ctx, d)
-		if when == "read" && (!errors.Is(err, context.Canceled) || freed != 0 || len(d.log) > 0) {
+		if when == "read" && (!errors.Is(err, context.Canceled) || freed != 0 || !bytes.Equal(d.data, before)) {
 			t.Errorf("while it reads: got %d, %v, %v", freed, err, d.log)
 		}
 		if when == "write" && (err != nil || freed == 0) {

@@ -39,7 +39,7 @@ const (
 func sameBlocks(f Source, off int64, other Source, otherOff, n int64) int64 {
 	a, ok := unwrap(f).(OSFile)
 	b, also := unwrap(other).(OSFile)
-	if !ok || !also {
+	if !ok || !also || !a.besides(b) {
 		return 0
 	}
 	done := int64(0)
@@ -52,6 +52,13 @@ func sameBlocks(f Source, off int64, other Source, otherOff, n int64) int64 {
 		done += min(room, also)
 	}
 	return done
+}
+
+// besides reports whether two files lie in one file system: places in two say
+// nothing about each other. Two subvolumes of btrfs look like two.
+func (f OSFile) besides(other OSFile) bool {
+	var a, b unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &a) == nil && unix.Fstat(int(other.Fd()), &b) == nil && a.Dev == b.Dev
 }
 
 // unwrap is the file below one that is patched in memory: its data is the file's.

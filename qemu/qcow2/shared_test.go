@@ -95,3 +95,31 @@ func loopMount(t *testing.T, fstype string) string {
 	})
 	return dir
 }
+
+// The same place on two disks is not the same place.
+func TestSameBlocksOfTwoFileSystems(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root for mounts")
+	}
+	for _, fstype := range []string{"xfs", "btrfs"} {
+		t.Run(fstype, func(t *testing.T) {
+			var files []OSFile
+			for i := range 2 {
+				dir := loopMount(t, fstype)
+				a, b := createFile(t, filepath.Join(dir, "a")), createFile(t, filepath.Join(dir, "b"))
+				block := make([]byte, 1<<20)
+				for j := range block {
+					block[j] = byte(j*7 + i)
+				}
+				mustWrite(t, a, block, 0)
+				if n, err := b.CopyRange(0, a, 0, 1<<20); err != nil || n != 1<<20 {
+					t.Fatal(n, err)
+				}
+				files = append(files, b)
+			}
+			if n := sameBlocks(files[0], 0, files[1], 0, 1<<20); n != 0 {
+				t.Errorf("%d bytes are told to be the same, and differ", n)
+			}
+		})
+	}
+}

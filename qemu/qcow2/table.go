@@ -37,6 +37,12 @@ func (t *table) put64(i int64, v uint64) {
 	}
 }
 
+// sector is what makes one sector of the file's table equal to this one's.
+func (t *table) sector(n int64) write {
+	from, to := n*sectorSize, min((n+1)*sectorSize, int64(len(t.data)))
+	return write{t.off + from, t.data[from:to]}
+}
+
 // writes are what makes the file's table equal to this one: all of a fresh
 // table, otherwise the sectors that were touched.
 func (t *table) writes() []write {

@@ -404,6 +404,8 @@ func (w *writer) addBlocks() error {
 			end, need = need, need+1
 		}
 	}
+	// In order, behind all else but a longer table: the last block counts itself,
+	// and each other one is counted by itself or one behind it.
 	at := w.end
 	if table > 0 {
 		w.growTable(at+int64(len(missing)), table)
