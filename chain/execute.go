@@ -322,6 +322,10 @@ func (t *Tree) rebase(ctx context.Context, run *run, s Step) error {
 	t.cfg.Log.Info("rebasing", "op", run.op.ID, "image", s.Path, "onto", s.NewParent)
 	err = t.cfg.Rebaser.Rebase(ctx, job, func(done, total int64) { run.step(s.Path, done, total) })
 	if err != nil {
+		// It reads as before, and its file may have changed all the same.
+		if changed := t.Changed(s.Path); changed != nil {
+			t.cfg.Log.Warn("an image could not be read again", "image", s.Path, "err", changed) // a survey will
+		}
 		return err // it says what was rebased onto what
 	}
 	run.stepDone(s)

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chainfs/chainfs/qemu"
 	"golang.org/x/sys/unix"
 )
 
@@ -80,7 +81,8 @@ func TestOverwriteParentOfUnseenChild(t *testing.T) {
 // What the kernel knows of a file that was replaced behind it must not be mixed
 // with the new file.
 func TestStatAfterRebase(t *testing.T) {
-	m := mountTree(t, func(tree string) { makeChain(t, tree, "vm/T0/r", "vm/T1/r", "vm/T2/r") })
+	prepare := func(tree string) { makeChain(t, tree, "vm/T0/r", "vm/T1/r", "vm/T2/r") }
+	m := mountTreeWith(t, prepare, qemu.Options{ByCopy: true})
 	f, err := os.Open(m.dir + "/vm/T2/r")
 	must(t, err)
 	defer f.Close()

@@ -62,6 +62,12 @@ func (l *logText) String() string {
 // end of the test, whatever happened in it.
 func mountTree(t *testing.T, prepare func(tree string)) *mounted {
 	t.Helper()
+	return mountTreeWith(t, prepare, qemu.Options{})
+}
+
+// mountTreeWith is mountTree with options of the rebaser.
+func mountTreeWith(t *testing.T, prepare func(tree string), opts qemu.Options) *mounted {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
@@ -75,9 +81,10 @@ func mountTree(t *testing.T, prepare func(tree string)) *mounted {
 	st, err := store.OpenInMemory(store.Options{TreeID: src.ID()})
 	must(t, err)
 	t.Cleanup(func() { st.Close() })
+	opts.Mountpoint, opts.Source, opts.Step = m.dir, m.tree, m.step
 	m.chain, err = chain.Open(context.Background(), chain.Config{
 		Files: src, Inspector: qemu.Inspector{}, Index: st, Journal: st,
-		Rebaser:  qemu.NewRebaser(src, qemu.Options{Mountpoint: m.dir, Source: m.tree, Step: m.step}),
+		Rebaser:  qemu.NewRebaser(src, opts),
 		Watchers: []chain.Watcher{qemu.NewLocks(src)},
 		Log:      slog.New(slog.NewTextHandler(m.log, nil)),
 	})
@@ -250,8 +257,8 @@ func TestInterruptedUnlink(t *testing.T) {
 		m.hook.Store(h)
 		rm := exec.Command("rm", "-f", m.dir+"/a")
 		must(t, rm.Start())
-		if label := <-h.labels; label != "REBASE:SCRATCH" {
-			t.Fatalf("the first step is %s", label)
+		if label := <-h.labels; label != "ABSORB:STORE" {
+			t.Errorf("the first step is %s", label)
 		}
 		must(t, rm.Process.Signal(sig))
 		// The kernel passes the signal on as an interrupt, which the daemon
