@@ -24,7 +24,7 @@ e2e: deps build
 # The engine's random tests at full length, of which "make test" runs a part:
 # 2,000 random chains against QEMU, and 12,000 power cuts.
 proof: deps
-	$(GO) test -count=1 -timeout 120m -v -run 'TestProof$$|PowerCuts$$|Faults$$' ./qemu/qcow2 -chains 2000 -cuts 12000
+	$(GO) test -count=1 -timeout 120m -v -run 'TestProof$$|PowerCuts$$|Faults$$|AtRandom$$' ./qemu/qcow2 -seed 0 -chains 2000 -cuts 12000
 
 # Each fuzz target for FUZZTIME.
 FUZZTIME ?= 5m

@@ -412,9 +412,7 @@ func TestCheckDamagedAtRandom(t *testing.T) {
 	for _, template := range templates {
 		t.Run(template.name, func(t *testing.T) {
 			t.Parallel()
-			seed := rand.Uint64()
-			t.Logf("seed %d", seed)
-			rng := rand.New(rand.NewPCG(seed, 1))
+			rng := rngOf(testSeed(t))
 			file := damagedTemplate(t, template.options, template.snapshot)
 			for range rounds {
 				s := openSpecimen(t, file)
@@ -425,7 +423,9 @@ func TestCheckDamagedAtRandom(t *testing.T) {
 				got, err := check(t, s.file)
 				if bad := err != nil || got.CorruptionCount > 0; want.bad() != bad {
 					zero := template.name == "v2" && strings.Contains(fmt.Sprint(got), "zero cluster")
-					if !zero && !strings.Contains(fmt.Sprint(got), "the metadata at") {
+					// qemu-img takes up to a cluster behind the end for the last one's rest.
+					behind := strings.Contains(fmt.Sprint(got), "compressed data lies behind the end of the file")
+					if !zero && !behind && !strings.Contains(fmt.Sprint(got), "the metadata at") {
 						t.Errorf("%s: got %+v, %v, want %+v", what, got, err, want)
 					}
 				} else if !bad && got.LeakedClusters != want.Leaks {

@@ -178,7 +178,7 @@ func (c *randomChain) down(n int) []*randomLayer {
 func TestRandomChains(t *testing.T) {
 	needQemu(t)
 	seed := uint64(1) // a random one would now and then lack a rare feature
-	if *seedFlag != 0 {
+	if *seedFlag != defaultSeed {
 		seed = testSeed(t)
 	}
 	n := 100
