@@ -129,11 +129,38 @@ func (s *Store) Operations(running bool) ([]chain.Operation, error) {
 	}
 	ops := make([]chain.Operation, 0, len(heads))
 	for _, rec := range heads {
-		op := rec.Operation
-		if op.Plan, err = s.plan(op.ID, rec.Sum); err != nil {
+		op, known, err := s.withPlan(rec)
+		if err != nil {
 			return nil, damaged(s.dir, err)
 		}
-		ops = append(ops, op)
+		if known {
+			ops = append(ops, op)
+		}
 	}
 	return ops, nil
+}
+
+// maxChanges is how often an operation may be stored anew while it is read.
+const maxChanges = 100
+
+// withPlan reads an operation's plan. Between the two looks the operation may have
+// been stored with another plan, or have made room for newer ones.
+func (s *Store) withPlan(rec operationRecord) (op chain.Operation, known bool, err error) {
+	for range maxChanges {
+		op = rec.Operation
+		if op.Plan, err = s.plan(op.ID, rec.Sum); err == nil {
+			return op, true, nil
+		}
+		now, known, headErr := s.head(op.ID)
+		switch {
+		case headErr != nil:
+			return op, false, headErr
+		case !known:
+			return op, false, nil
+		case now.Sum == rec.Sum:
+			return op, false, err // it is as it was, and not there in full
+		}
+		rec = now
+	}
+	return op, false, err
 }
