@@ -15,7 +15,7 @@ import (
 func (t *Tree) apply(f *finding) (Report, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	report := Report{Read: len(f.readings), Leftovers: f.leftovers}
+	report := Report{Read: len(f.readings), Leftovers: f.leftovers, hidden: f.hidden}
 	t.graph.blind = maps.Clone(f.blind)
 	gone := t.vanished()
 	report.Unreadable = unreadable(t.graph.blind)
@@ -34,6 +34,9 @@ func (t *Tree) apply(f *finding) (Report, error) {
 		t.settle(t.graph.All())
 	}
 	report.Images = t.graph.Len()
+	if t.reclaim != nil && len(t.graph.condemned) > 0 {
+		t.reclaim.wake()
+	}
 	return report, t.save()
 }
 
@@ -156,6 +159,7 @@ func (t *Tree) takeOne(r reading, lost map[uint64]*Image, report *Report) error 
 	t.graph.put(im)
 	t.unsaved.put[im.ID] = true
 	delete(t.unsaved.remove, im.ID)
+	t.touch(t.graph.place(im).Chain)
 	return nil
 }
 

@@ -51,7 +51,10 @@ func Check(ctx context.Context, cfg Config) ([]Finding, error) {
 		return nil, fmt.Errorf("read the journal: %w", err)
 	}
 	for _, op := range ops {
-		findings = append(findings, Finding{op.Plan.Paths[0], fmt.Sprintf("operation %s was interrupted and waits for the next mount", op.ID)})
+		findings = append(findings, Finding{Shown(op.Plan.Paths[0]), fmt.Sprintf("operation %s was interrupted and waits for the next mount", op.ID)})
+	}
+	for _, c := range fresh.halfway() {
+		findings = append(findings, Finding{c.to, fmt.Sprintf("is there by its hidden name %s, too: a deletion was cut off, which the next mount takes back", c.from)})
 	}
 	return sortFindings(findings), nil
 }
@@ -70,8 +73,13 @@ func (t *Tree) Check(ctx context.Context) ([]Finding, error) {
 		}
 		busy[run.Path] = true
 	}
+	for _, p := range t.Pending() { // operations that the reclaimer goes on with
+		for _, path := range p.Paths {
+			busy[path] = busy[path] || p.State == Committed
+		}
+	}
 	return slices.DeleteFunc(findings, func(f Finding) bool {
-		return busy[f.Path] || len(busy) > 0 && IsScratch(f.Path.Base())
+		return busy[f.Path] || len(busy) > 0 && IsHidden(f.Path.Base())
 	}), nil
 }
 

@@ -16,10 +16,16 @@ type DeleteOptions struct {
 	// is there. A directory may be renamed while the tree is surveyed.
 	Inode uint64
 
+	// Now has all of it done before Delete returns, however much that copies.
+	Now bool
+
 	// begun: children have been rebased for this deletion, which passed the rule
 	// about backup sets. It is not asked again: a rebase moves parents between
 	// directories, and may make a set of a directory that was none.
 	begun bool
+
+	// only: what is condemned and stands on a path stays, and must read as before.
+	only bool
 }
 
 // PlanDelete decides what deleting paths takes. It is the table of
@@ -28,6 +34,7 @@ type DeleteOptions struct {
 //	no image                      unlinked, unless it is a sidecar of a refused backup set
 //	nothing stands on it          unlinked
 //	an incremental with children  each child absorbs it; then it is unlinked
+//	condemned images on it        go with it: their users have deleted them
 //	a full with children          refused, and with it every file of its backup set
 //	broken, with children         refused
 //	something could not be read   refused: it might stand on it
@@ -50,12 +57,14 @@ func (g *Graph) PlanDelete(paths []Path, opt DeleteOptions) Plan {
 type deletion struct {
 	g      *Graph
 	going  map[*Image]bool // the images to be deleted
+	rides  map[*Image]bool // of these, the condemned ones that nobody asked for now
 	plain  []Path          // the other files to be deleted
+	only   bool            // see DeleteOptions
 	beside map[*Image]bool // images of the same backup sets that are not to be deleted now
 }
 
 func (g *Graph) deletion(paths []Path, opt DeleteOptions) *deletion {
-	d := &deletion{g: g, going: map[*Image]bool{}, beside: map[*Image]bool{}}
+	d := &deletion{g: g, only: opt.only, going: map[*Image]bool{}, rides: map[*Image]bool{}, beside: map[*Image]bool{}}
 	for _, p := range paths {
 		im := g.At(p)
 		if im == nil {
@@ -69,13 +78,16 @@ func (g *Graph) deletion(paths []Path, opt DeleteOptions) *deletion {
 			}
 		}
 	}
+	if !opt.only {
+		d.rideAlong()
+	}
 	if opt.begun {
 		return d
 	}
 	for _, p := range paths {
 		if g.IsBackupSet(p.Dir()) && (g.At(p) != nil || isSidecar(p)) {
 			for _, im := range g.inDir[p.Dir()] {
-				if !d.going[im] {
+				if !d.going[im] && !im.IsCondemned() {
 					d.beside[im] = true
 				}
 			}
@@ -84,13 +96,32 @@ func (g *Graph) deletion(paths []Path, opt DeleteOptions) *deletion {
 	return d
 }
 
+// rideAlong adds the condemned images that stand on what goes, directly or on one
+// another: their users deleted them, so what stands on them absorbs all at once.
+func (d *deletion) rideAlong() {
+	if len(d.g.condemned) == 0 {
+		return
+	}
+	for queue := d.images(d.going); len(queue) > 0; queue = queue[1:] {
+		for _, child := range d.g.Children(queue[0].Path) {
+			if child.IsCondemned() && !d.going[child] {
+				d.going[child], d.rides[child] = true, true
+				queue = append(queue, child)
+			}
+		}
+	}
+}
+
 // refusals are why the files cannot be deleted: one for each path, in the order
 // of paths.
 func (d *deletion) refusals() []Refusal {
 	var all []Refusal
 	refused := map[Path]string{} // backup set to the reason of the image in it
 	for _, im := range d.images(d.going, d.beside) {
-		reason := d.objection(im)
+		reason := ""
+		if !d.rides[im] { // what stands on one that rides stands on what was asked for
+			reason = d.objection(im)
+		}
 		if reason == "" {
 			continue
 		}
@@ -101,12 +132,17 @@ func (d *deletion) refusals() []Refusal {
 			all = append(all, Refusal{im.Path, reason})
 		}
 	}
+	for _, im := range d.images(d.rides) {
+		if reason := d.needed(im.Path); reason != "" {
+			all = append(all, Refusal{im.Path, reason})
+		}
+	}
 	has := map[Path]bool{}
 	for _, r := range all {
 		has[r.Path] = true
 	}
 	for _, im := range d.images(d.going) {
-		if reason := refused[im.Path.Dir()]; reason != "" && !has[im.Path] {
+		if reason := refused[im.Path.Dir()]; reason != "" && !has[im.Path] && !d.rides[im] {
 			all = append(all, Refusal{im.Path, beside(im.Path, reason)})
 		}
 	}
@@ -152,15 +188,15 @@ func (d *deletion) objection(im *Image) string {
 	switch {
 	case im.Kind != Incremental:
 		return fmt.Sprintf("%s is %s on which %s; delete those first, newest first, or delete it together with them (chainfs rm --force)",
-			im.Path, article(im.Kind), depend(left))
+			im.called(), article(im.Kind), depend(left))
 	case d.g.Problem(im) != "":
 		return fmt.Sprintf("%s cannot be merged into its children because %s, and %s on it; repair that, or delete the children first",
-			im.Path, d.g.Problem(im), depend(left))
+			im.called(), d.g.Problem(im), depend(left))
 	}
 	for _, child := range left {
 		if reason := d.g.cannotRebase(child); reason != "" {
 			return fmt.Sprintf("%s cannot be deleted because its child %s cannot absorb it: %s; delete the child first",
-				im.Path, child.Path, reason)
+				im.called(), child.called(), reason)
 		}
 	}
 	return ""
@@ -175,6 +211,14 @@ func (d *deletion) needed(p Path) string {
 				p, im.Path)
 		}
 	}
+	if im := d.g.At(p); im != nil && im.IsCondemned() {
+		for _, child := range d.g.stranded(im) {
+			if !d.going[child] {
+				return fmt.Sprintf("%s may be the parent of %s, which names it by the name that it had; bring it back (chainfs undelete), or delete that image first",
+					im.called(), child.called())
+			}
+		}
+	}
 	return ""
 }
 
@@ -183,18 +227,22 @@ func (d *deletion) needed(p Path) string {
 // Deleting what could not be read itself is not
 // refused for its own sake.
 func (g *Graph) blindness(p Path) string {
-	var first Path
-	var why string
-	for at, reason := range g.blind {
-		if at != p && (why == "" || at < first) {
-			first, why = at, reason
-		}
-	}
+	first, why := g.unread(p)
 	if why == "" {
 		return ""
 	}
 	return fmt.Sprintf("%s cannot be deleted because %s cannot be read (%s) and may depend on it; make it readable or remove it, then run chainfs scan",
 		p, first, why)
+}
+
+// unread is what could not be read beside p itself, and why.
+func (g *Graph) unread(p Path) (first Path, why string) {
+	for at, reason := range g.blind {
+		if at != p && (why == "" || at < first) {
+			first, why = at, reason
+		}
+	}
+	return first, why
 }
 
 // cannotRebase is why the image itself cannot be put on another parent.
@@ -205,7 +253,7 @@ func (g *Graph) cannotRebase(im *Image) string {
 	return g.Problem(im)
 }
 
-// dependents are the nearest images above im that stay.
+// dependents are the nearest images above im that stay, for their users.
 func (d *deletion) dependents(im *Image) []*Image {
 	var left []*Image
 	met := map[*Image]bool{}
@@ -214,7 +262,7 @@ func (d *deletion) dependents(im *Image) []*Image {
 		for _, child := range d.g.Children(at.Path) {
 			switch {
 			case met[child]:
-			case d.going[child]:
+			case d.going[child], !d.only && child.IsCondemned():
 				met[child] = true
 				climb(child)
 			default:
@@ -347,16 +395,24 @@ func article(k Kind) string {
 // depend says that images depend on something: "VM/b depends", "VM/b, VM/c and 4 more depend".
 func depend(ims []*Image) string {
 	if len(ims) == 1 {
-		return ims[0].Path.String() + " depends"
+		return ims[0].called() + " depends"
 	}
 	const shown = 3
 	var names []string
 	for _, im := range ims[:min(shown, len(ims))] {
-		names = append(names, im.Path.String())
+		names = append(names, im.called())
 	}
 	if more := len(ims) - shown; more > 0 {
 		return fmt.Sprintf("%s and %d more depend", strings.Join(names, ", "), more)
 	}
 	last := len(names) - 1
 	return strings.Join(names[:last], ", ") + " and " + names[last] + " depend"
+}
+
+// called is what users call the image.
+func (im *Image) called() string {
+	if im.IsCondemned() {
+		return Shown(im.Path).String() + " (deleted)"
+	}
+	return im.Path.String()
 }

@@ -55,6 +55,16 @@ var deletions = []struct {
 	{"the unreadable file itself", "full <- a, x[unreadable]", "x", false},
 	{"plain file while something is unreadable", "full <- a, x[unreadable]", "notes.txt", false},
 	{"different directories", "vm/2024/T0/r <- vm/2025/T1/r <- other/T2/r", "vm/2025/T1/r", false},
+	{"below a condemned image", "T0/r <- T1/r <- T2/.chainfs-1-r <- T3/r", "T1/r", false},
+	{"above a condemned image", "T0/r <- T1/.chainfs-1-r <- T2/r <- T3/r", "T2/r", false},
+	{"tail above condemned images", "T0/r <- T1/.chainfs-1-r <- T2/.chainfs-2-r <- T3/r", "T3/r", false},
+	{"full below a condemned tail", "T0/r <- T1/.chainfs-1-r", "T0/r", false},
+	{"full below a condemned image that is needed", "T0/r <- T1/.chainfs-1-r <- T2/r", "T0/r", false},
+	{"full below a condemned branch point", "T0/r <- T1/.chainfs-1-r <- T2/r, T1/.chainfs-1-r <- T3/.chainfs-2-r", "T0/r", false},
+	{"child that cannot absorb, above a condemned image", "T0/r <- T1/r <- T2/.chainfs-1-r <- T3/r[pinned]", "T1/r", false},
+	{"set of which a disk is condemned", "T0/root <- T1/.chainfs-1-root <- T2/root, T0/data <- T1/data <- T2/data", "T1/data T1/vm.xml", false},
+	{"set whose condemned disk nobody stands on", "T0/root <- T1/.chainfs-1-root, T0/data", "T0/data", false},
+	{"beside a condemned parent in a flat directory", "full <- .chainfs-1-a <- b, full <- c", "b", false},
 	{"name with a colon", "a:0 <- b:1 <- c:2", "b:1", false},
 }
 

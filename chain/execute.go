@@ -22,8 +22,12 @@ const (
 	LabelFinished  = "DELETE:FINISHED"  // the journal and the index say so
 )
 
-// Labels are the labels above, for tests that stop at each.
-var Labels = []string{LabelPrepared, LabelAbsorbed, LabelCommitted, LabelUnlinked, LabelSynced, LabelFinished}
+// Labels are all labels of this package, for tests that stop at each.
+var Labels = slices.Concat(
+	[]string{LabelPrepared, LabelAbsorbed, LabelCommitted, LabelUnlinked, LabelSynced, LabelFinished},
+	[]string{LabelCondemn, labelCondemned + labelLinked, labelCondemned + labelNamed, labelCondemned + labelUnlinked, labelCondemned + labelSynced, LabelLater},
+	[]string{LabelUndelete, labelUndeleted + labelLinked, labelUndeleted + labelNamed, labelUndeleted + labelUnlinked, labelUndeleted + labelSynced},
+)
 
 // maxReplans bounds how often a deletion looks again because children or chains
 // appeared while it ran.
@@ -43,12 +47,27 @@ func (t *Tree) Delete(ctx context.Context, paths []Path, opt DeleteOptions, repo
 		return err
 	}
 	decide := func() Plan { return t.graph.PlanDelete(paths, opt) }
-	return t.withPlan(ctx, decide, func(plan Plan) error {
+	return t.withPlan(ctx, claimant{}, decide, func(plan Plan) error {
 		if err := t.meant(plan, opt); err != nil {
 			return err
 		}
 		opt.begun = true
-		return t.execute(ctx, plan, decide, report)
+		x := execution{plan: plan, decide: decide, report: report}
+		if err := t.ready(&x); err != nil {
+			return err
+		}
+		later, err := t.isForLater(ctx, &x, opt)
+		if err != nil {
+			return err
+		}
+		if later {
+			err := t.condemn(ctx, x)
+			if !errors.Is(err, ErrNotInPlace) {
+				return err
+			}
+			t.cfg.Log.Info("a deletion cannot be left for later and is done now", "path", plan.Paths[0], "why", err)
+		}
+		return t.execute(ctx, x)
 	})
 }
 
@@ -71,8 +90,12 @@ func (t *Tree) Rebase(ctx context.Context, target, parent Path, report func(Prog
 		return errReadOnly
 	}
 	decide := func() Plan { return t.graph.PlanRebase(target, parent) }
-	return t.withPlan(ctx, decide, func(plan Plan) error {
-		return t.execute(ctx, plan, decide, report)
+	return t.withPlan(ctx, claimant{}, decide, func(plan Plan) error {
+		x := execution{plan: plan, decide: decide, report: report}
+		if err := t.ready(&x); err != nil {
+			return err
+		}
+		return t.execute(ctx, x)
 	})
 }
 
@@ -85,7 +108,7 @@ func (t *Tree) Plan(ctx context.Context, decide func(*Graph) Plan) (Plan, error)
 		return Plan{}, err
 	}
 	plan := t.decide(func() Plan { return decide(t.graph) })
-	t.measure(ctx, &plan)
+	_ = t.measure(ctx, &plan) // the bound stays
 	err := t.allIdle(plan)
 	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
 		plan.Refusals, plan.Steps = refused.Refusals, nil
@@ -117,11 +140,11 @@ func (o DeleteOptions) means(e Entry) bool { return o.Inode == 0 || o.Inode == e
 
 // withPlan claims the chains that decide's plan touches, surveys the tree,
 // decides again and calls act with a plan that rests on that survey.
-func (t *Tree) withPlan(ctx context.Context, decide func() Plan, act func(Plan) error) error {
+func (t *Tree) withPlan(ctx context.Context, who claimant, decide func() Plan, act func(Plan) error) error {
 	plan := t.decide(decide)
 	for try := 0; try < maxReplans; try++ {
 		claimed := plan.Chains
-		if err := t.claims.acquire(ctx, claimed); err != nil {
+		if err := t.claims.acquire(ctx, who, claimed); err != nil {
 			return err
 		}
 		_, err := t.survey(ctx)
@@ -156,43 +179,74 @@ func subset(a, b []ImageID) bool {
 	return true
 }
 
-// execute carries out a plan whose chains are claimed:
+// execution is a plan to be carried out.
+type execution struct {
+	plan   Plan
+	decide func() Plan // what makes the plan, from the graph as it is
+	report func(Progress)
+
+	measured bool
+	id       OpID // 0 for a new one
+	// background: it is the reclaimer's. It can be stopped after its commit, too;
+	// what it has not done then is done later.
+	background bool
+}
+
+// ready completes a plan whose chains are claimed. It is refused while somebody
+// uses what it touches.
+func (t *Tree) ready(x *execution) error {
+	if err := t.allIdle(x.plan); err != nil {
+		return err
+	}
+	return t.identify(x.plan.Steps)
+}
+
+// execute carries out a plan that is ready:
 //
-//	check that nobody uses what it touches
 //	journal it as prepared
 //	rebase each child
 //	survey again; rebase children that appeared meanwhile
 //	journal it as committed
 //	unlink, newest first, and sync the directories
 //	journal it as done, together with what changed in the index
-func (t *Tree) execute(ctx context.Context, plan Plan, decide func() Plan, report func(Progress)) error {
-	if len(plan.Steps) == 0 {
+func (t *Tree) execute(ctx context.Context, x execution) error {
+	switch {
+	case len(x.plan.Steps) == 0:
 		return nil
+	case !x.plan.hasImages():
+		return t.unlinkAll(x.plan.Steps)
 	}
-	if err := t.allIdle(plan); err != nil {
+	_ = t.measureOnce(ctx, &x) // the rebase will say what is wrong
+	if err := t.allUnread(x.plan); err != nil {
 		return err
 	}
-	if err := t.identify(plan.Steps); err != nil {
-		return err
-	}
-	if !plan.hasImages() {
-		return t.unlinkAll(plan.Steps)
-	}
-	t.measure(ctx, &plan)
-	run, err := t.begin(plan, report)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	run, err := t.begin(x, cancel)
 	if err != nil {
 		return err
 	}
 	defer t.running.remove(run)
-	if plan.Rebases() {
-		if err := t.absorb(ctx, run, decide); err != nil {
+	if x.background {
+		run.graceTime = t.cfg.Deferral.Grace
+		// A writer is let through while nothing runs that works on its file (see
+		// checkWrite). From here on that does: who came before is found now.
+		if err := t.allIdle(x.plan); err != nil {
+			return t.undo(run, err)
+		}
+	}
+	if x.plan.Rebases() {
+		if err := t.absorb(ctx, run, x.decide); err != nil {
 			return t.undo(run, err)
 		}
 	}
 	if err := t.commit(run); err != nil {
 		return t.undo(run, err)
 	}
-	return t.complete(run, run.op.Plan.unlinks(), 0)
+	if !x.background {
+		ctx = context.WithoutCancel(ctx) // the deletion stands
+	}
+	return t.complete(ctx, run, run.op.Plan.unlinks(), 0)
 }
 
 // identify notes which file each step means that deletes no image: the graph
@@ -251,18 +305,56 @@ func (t *Tree) allIdle(plan Plan) error {
 	return nil
 }
 
-// begin journals the plan.
-func (t *Tree) begin(plan Plan, report func(Progress)) (*run, error) {
-	id, err := t.cfg.Journal.NewOpID()
-	if err != nil {
-		return nil, fmt.Errorf("number the operation: %w", err)
+// allUnread refuses the plan while somebody reads what it changes in place: who reads
+// a file that is replaced by a copy keeps the old one. What a user deletes he may
+// delete while it is read; what is left for later waits.
+func (t *Tree) allUnread(plan Plan) error {
+	for _, s := range plan.Steps {
+		changed := s.Verb == StepRebase && s.Way != ByCopy
+		if s.Image == 0 || !changed && plan.Act != ActReclaim {
+			continue
+		}
+		if err := t.errUnread(s.Path); err != nil {
+			return err
+		}
 	}
-	op := Operation{ID: id, Act: plan.Act, State: Prepared, Plan: plan, Started: time.Now()}
+	return nil
+}
+
+// begin journals the plan. cancel stops it.
+func (t *Tree) begin(x execution, cancel context.CancelFunc) (*run, error) {
+	if err := t.recordOthers(); err != nil {
+		return nil, err
+	}
+	if x.id == 0 {
+		var err error
+		if x.id, err = t.newOp(); err != nil {
+			return nil, err
+		}
+	}
+	op := Operation{ID: x.id, Act: x.plan.Act, State: Prepared, Plan: x.plan, Started: time.Now()}
+	if d := t.cfg.Deferral; d != nil && d.Keep > 0 && op.Act == ActCondemn {
+		op.KeptUntil = op.Started.Add(d.Keep)
+	}
 	if err := t.cfg.Journal.Record(op); err != nil {
 		return nil, fmt.Errorf("journal the operation: %w", err)
 	}
-	t.cfg.Step(LabelPrepared)
-	return t.running.add(op, report), nil
+	t.cfg.Step(begun[op.Act])
+	return t.running.add(op, x.report, cancel), nil
+}
+
+// begun is the label of the moment at which the journal has the plan.
+var begun = map[Act]string{
+	ActDelete: LabelPrepared, ActRebase: LabelPrepared, ActReclaim: LabelPrepared,
+	ActCondemn: LabelCondemn, ActUndelete: LabelUndelete,
+}
+
+func (t *Tree) newOp() (OpID, error) {
+	id, err := t.cfg.Journal.NewOpID()
+	if err != nil {
+		return 0, fmt.Errorf("number the operation: %w", err)
+	}
+	return id, nil
 }
 
 // absorb rebases until a fresh survey shows nothing left to rebase.
@@ -275,6 +367,9 @@ func (t *Tree) absorb(ctx context.Context, run *run, decide func() Plan) error {
 			if err := t.rebase(ctx, run, s); err != nil {
 				return err
 			}
+		}
+		if err := run.grace(ctx); err != nil {
+			return err
 		}
 		if _, err := t.survey(ctx); err != nil {
 			return err
@@ -293,8 +388,11 @@ func (t *Tree) absorb(ctx context.Context, run *run, decide func() Plan) error {
 		if err := t.identify(plan.Steps); err != nil {
 			return err
 		}
-		t.measure(ctx, &plan)
-		run.op.Plan.Steps = plan.Steps
+		_ = t.measure(ctx, &plan) // the rebase will say what is wrong
+		run.replan(plan.Steps)
+		if err := t.allIdle(plan); err != nil {
+			return err
+		}
 		if plan.onlyMerges() {
 			return nil // they come with the deletion
 		}
@@ -343,6 +441,7 @@ func (t *Tree) job(op OpID, s Step) (RebaseJob, error) {
 		Op: op, Child: s.Path, Identity: im.Identity,
 		NewParent: s.NewParent, NewName: s.NewName, NewFormat: s.NewFormat,
 		Scratch: scratchOf(op, s.Path), Bytes: s.Bytes,
+		Unread: func() error { return t.errUnread(s.Path) },
 	}
 	line, _ := t.graph.Below(im)
 	job.Layers = layers(line)
@@ -371,22 +470,23 @@ func (t *Tree) commit(run *run) error {
 		run.op.State = Prepared
 		return fmt.Errorf("journal the operation: %w", err)
 	}
+	run.committed()
 	t.cfg.Step(LabelCommitted)
 	return nil
 }
 
 // complete unlinks the files of steps and ends the operation, of which gone
-// files were deleted before. It is not cancelled: the deletion stands.
-func (t *Tree) complete(run *run, steps []Step, gone int) error {
+// files were deleted before.
+func (t *Tree) complete(ctx context.Context, run *run, steps []Step, gone int) error {
 	var unfinished error
 	var open []Path // what is not merged in full
 	for i, s := range steps {
 		if i > 0 && !t.lastWalk.recent() {
-			if _, err := t.survey(context.Background()); err != nil {
+			if _, err := t.survey(ctx); err != nil {
 				return t.stopShort(run, gone, open, err)
 			}
 		}
-		deleted, err := t.unlink(run, s)
+		deleted, err := t.unlink(ctx, run, s)
 		if deleted {
 			gone++
 		}
@@ -401,16 +501,19 @@ func (t *Tree) complete(run *run, steps []Step, gone int) error {
 	}
 	if unfinished != nil {
 		// The files are deleted, durably, and every chain is whole. The journal
-		// still says committed, so that the next start completes the rest.
-		t.cfg.Log.Error("a merge is not finished", "op", run.op.ID, "err", unfinished)
+		// still says committed, so that the reclaimer or the next start completes
+		// the rest.
+		t.cfg.Log.Warn("a merge is not finished", "op", run.op.ID, "err", unfinished)
+		t.leaveUnfinished(run.op, unfinished)
 		return nil
 	}
-	return t.finish(run)
+	t.finish(run, LabelFinished)
+	return nil
 }
 
 // unlink deletes one file, an image durably, and reports whether it is gone.
 // One that was gone already is success: this runs again after a crash.
-func (t *Tree) unlink(run *run, s Step) (gone bool, err error) {
+func (t *Tree) unlink(ctx context.Context, run *run, s Step) (gone bool, err error) {
 	merge := run.op.Plan.mergeOf(s.Path)
 	err = t.stillThat(run.op, s)
 	if isGone(err) && merge == nil {
@@ -420,7 +523,7 @@ func (t *Tree) unlink(run *run, s Step) (gone bool, err error) {
 		return false, err
 	}
 	if merge != nil {
-		return t.merge(run, *merge, s)
+		return t.merge(ctx, run, *merge, s)
 	}
 	if err := t.cfg.Files.Unlink(s.Path); err != nil {
 		return false, fmt.Errorf("unlink %s: %w", s.Path, err)
@@ -435,6 +538,7 @@ func (t *Tree) unlink(run *run, s Step) (gone bool, err error) {
 	}
 	t.cfg.Step(LabelSynced)
 	t.cfg.Log.Info("deleted", "image", s.Path, "frees", s.Bytes)
+	t.removeEmpty(s.Path.Dir())
 	return true, nil
 }
 
@@ -452,6 +556,7 @@ func (t *Tree) goneAlready(s Step) error {
 	if isGone(err) {
 		return nil // its directory went too; what removed that is not ours to make durable
 	}
+	t.removeEmpty(s.Path.Dir())
 	return err
 }
 
@@ -488,20 +593,21 @@ func (t *Tree) drop(s Step) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if im := t.graph.At(s.Path); im != nil {
+		t.touch(im.Chain)
 		t.forget(im)
 	}
 	delete(t.graph.blind, s.Path)
 }
 
-func (t *Tree) finish(run *run) error {
+// finish ends an operation of which all is done and durable.
+func (t *Tree) finish(run *run, label string) {
 	run.op.State, run.op.Ended = Done, time.Now()
 	if err := t.end(run.op); err != nil {
-		// What the user asked for is done and durable. The journal still says
-		// committed; recovery will find nothing left to unlink and end it.
+		// The journal still says that it runs; recovery will find nothing left to
+		// do and end it.
 		t.cfg.Log.Error("the operation is done but could not be recorded", "op", run.op.ID, "err", err)
 	}
-	t.cfg.Step(LabelFinished)
-	return nil
+	t.cfg.Step(label)
 }
 
 // end stores an ended operation and all that changed in the index.
@@ -511,9 +617,31 @@ func (t *Tree) end(op Operation) error {
 	t.dropBases()
 	put, remove := t.takeUnsaved()
 	if err := t.cfg.Journal.Finish(op, put, remove); err != nil {
+		t.unrecorded[op.ID] = op
 		return fmt.Errorf("journal the end of operation %s: %w", op.ID, err)
 	}
+	delete(t.unrecorded, op.ID)
 	t.saved()
+	return nil
+}
+
+// recordOthers records what became of operations of which that could not be recorded.
+// Recovery goes by the names that it finds: once others have changed the same names
+// it would complete such an operation although it was answered with an error, or on
+// files that it was not about.
+func (t *Tree) recordOthers() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id, op := range t.unrecorded {
+		record := t.cfg.Journal.Record
+		if !op.State.Running() {
+			record = func(op Operation) error { return t.cfg.Journal.Finish(op, nil, nil) }
+		}
+		if err := record(op); err != nil {
+			return fmt.Errorf("journal what became of operation %s: %w", id, err)
+		}
+		delete(t.unrecorded, id)
+	}
 	return nil
 }
 
@@ -543,7 +671,7 @@ func (t *Tree) giveUp(run *run, gone int, why error) error {
 	if gone == 0 {
 		run.op.State = Undone
 	}
-	if total := len(run.op.Plan.unlinks()); gone > 0 && total > 1 {
+	if total := len(run.op.Plan.unlinks()) + len(run.op.Plan.renames()); gone > 0 && total > 1 {
 		why = fmt.Errorf("%d of %d files were deleted, then: %v", gone, total, why)
 	}
 	run.op.Error = why.Error()
@@ -569,6 +697,7 @@ func (t *Tree) stopShort(run *run, gone int, open []Path, why error) error {
 		t.cfg.Log.Error("the operation failed and that could not be recorded", "op", run.op.ID, "err", err)
 	}
 	t.cfg.Log.Warn("operation failed, and a merge is not finished", "op", run.op.ID, "deleted", gone, "err", why)
+	t.leaveUnfinished(run.op, why)
 	return why
 }
 

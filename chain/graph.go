@@ -19,20 +19,23 @@ type Graph struct {
 	children map[Path][]*Image // by Target
 	needers  map[Path][]*Image // by each of Needs
 	inDir    map[Path][]*Image
-	subdirs  map[Path]map[Path]int // directories in a directory, and the images at or below each
-	blind    map[Path]string       // what could not be read, and why: it may be a child of anything
+	// condemned are the images that their users have deleted.
+	condemned map[*Image]bool
+	subdirs   map[Path]map[Path]int // directories in a directory, and the images at or below each
+	blind     map[Path]string       // what could not be read, and why: it may be a child of anything
 }
 
 // NewGraph is a graph without images.
 func NewGraph() *Graph {
 	return &Graph{
-		byID:     map[ImageID]*Image{},
-		byPath:   map[Path]*Image{},
-		children: map[Path][]*Image{},
-		needers:  map[Path][]*Image{},
-		inDir:    map[Path][]*Image{},
-		subdirs:  map[Path]map[Path]int{},
-		blind:    map[Path]string{},
+		byID:      map[ImageID]*Image{},
+		byPath:    map[Path]*Image{},
+		children:  map[Path][]*Image{},
+		needers:   map[Path][]*Image{},
+		inDir:     map[Path][]*Image{},
+		condemned: map[*Image]bool{},
+		subdirs:   map[Path]map[Path]int{},
+		blind:     map[Path]string{},
 	}
 }
 
@@ -117,6 +120,9 @@ func (g *Graph) put(im *Image) {
 	g.byPath[im.Path] = im
 	g.inDir[im.Path.Dir()] = append(g.inDir[im.Path.Dir()], im)
 	g.countDirs(im.Path, 1)
+	if im.IsCondemned() {
+		g.condemned[im] = true
+	}
 	g.share(im)
 	if im.Target != "" {
 		g.children[im.Target] = append(g.children[im.Target], im)
@@ -152,6 +158,7 @@ func (g *Graph) share(im *Image) {
 func (g *Graph) remove(im *Image) {
 	delete(g.byID, im.ID)
 	delete(g.byPath, im.Path)
+	delete(g.condemned, im)
 	drop(g.inDir, im.Path.Dir(), im)
 	g.countDirs(im.Path, -1)
 	if im.Target != "" {
@@ -294,23 +301,88 @@ func (g *Graph) Descendants(p Path) []*Image {
 	return all
 }
 
+// missing are the images that name p, at which there is none.
+func (g *Graph) missing(p Path) []*Image {
+	if g.At(p) != nil {
+		return nil
+	}
+	return g.Children(p)
+}
+
+// stranded are the images that name a condemned one by a name that it had. Without
+// hard links a change of names can be cut off between the two, and then nothing but
+// the hidden name tells what they stand on.
+func (g *Graph) stranded(im *Image) []*Image {
+	_, _, whole, _ := ParseCondemned(im.Path.Base())
+	had := []Path{""}
+	for _, name := range split(im.Path.Dir()) {
+		had = eachWith(had, name)
+	}
+	var all []*Image
+	for _, dir := range had {
+		for _, p := range eachWith([]Path{dir}, im.Path.Base())[1:] {
+			all = append(all, g.missing(p)...)
+		}
+		if dir != im.Path.Dir() {
+			all = append(all, g.missing(dir.Join(im.Path.Base()))...)
+		}
+		if !whole {
+			all = append(all, g.shortened(im, dir)...)
+		}
+	}
+	return all
+}
+
+// eachWith are paths with name behind each, and, where it is hidden, with what it was
+// called as well.
+func eachWith(dirs []Path, name string) (all []Path) {
+	for _, dir := range dirs {
+		all = append(all, dir.Join(name))
+	}
+	if _, base, whole, ok := ParseCondemned(name); ok && whole && len(dirs) < 1<<maxMoves {
+		for _, dir := range dirs {
+			all = append(all, dir.Join(base))
+		}
+	}
+	return all
+}
+
+// maxMoves bounds how many hidden directories, one in the other, are seen through.
+const maxMoves = 6
+
+// shortened is stranded for a name in dir of which the hidden one has only the end.
+func (g *Graph) shortened(im *Image, dir Path) (all []*Image) {
+	op, _, _, _ := ParseCondemned(im.Path.Base())
+	for p := range g.children {
+		if p.Dir() == dir && CondemnedName(op, p.Base()) == im.Path.Base() {
+			all = append(all, g.missing(p)...)
+		}
+	}
+	return all
+}
+
 // maxSet is the most images that a directory of one backup can hold, a disk
 // each. A directory with more is a store of many backups.
 const maxSet = 256
 
 // IsBackupSet reports whether dir holds one backup: images of which none has
-// its parent in dir.
+// its parent in dir. Those that are condemned are not of it any more.
 func (g *Graph) IsBackupSet(dir Path) bool {
 	ims := g.inDir[dir]
 	if len(ims) > maxSet {
 		return false
 	}
+	some := false
 	for _, im := range ims {
+		if im.IsCondemned() {
+			continue
+		}
+		some = true
 		if im.Target != "" && im.Target.Dir() == dir && !IsScratch(im.Target.Base()) {
 			return false
 		}
 	}
-	return len(ims) > 0
+	return some
 }
 
 // isSidecar reports whether a file that is no image belongs to the backup set

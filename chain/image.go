@@ -155,6 +155,9 @@ type Placement struct {
 	Position int32   // distance from that image, which is 0
 }
 
+// IsCondemned reports whether its user has deleted the image: its name says so.
+func (im *Image) IsCondemned() bool { return IsCondemned(im.Path.Base()) }
+
 // Format is the format the image is read in.
 func (im *Image) Format() Format {
 	if im.Kind == RawBase {

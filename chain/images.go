@@ -166,7 +166,7 @@ func (t *Tree) repairLeaks(ctx context.Context, p Path, identity Identity) (free
 func (t *Tree) claimFile(ctx context.Context, p Path, inode uint64) ([]Path, []ImageID, error) {
 	for range maxReplans {
 		_, claimed := t.namesAndChains(inode)
-		if err := t.claims.acquire(ctx, claimed); err != nil {
+		if err := t.claims.acquire(ctx, claimant{}, claimed); err != nil {
 			return nil, nil, err
 		}
 		names, chains := t.namesAndChains(inode)

@@ -51,7 +51,7 @@ func (g *Graph) Describe(p Path) Info {
 	if im == nil {
 		return info
 	}
-	label := LabelOf(p)
+	label := LabelOf(Shown(p))
 	info.ID, info.Kind, info.Format = im.ID, im.Kind, im.Format()
 	info.Parent, info.Position, info.Chain = im.Target, im.Position, im.Chain
 	info.VirtualSize, info.Allocated = im.Header.VirtualSize, im.Allocated
@@ -71,6 +71,9 @@ func (g *Graph) decision(p Path, plan *Plan) (Decision, string) {
 	switch {
 	case len(plan.Refusals) > 0:
 		return Refused, plan.Refusals[0].Reason
+	case IsCondemned(p.Base()) && g.At(p) != nil:
+		return Absorb, fmt.Sprintf("%s is deleted; what stands on it absorbs what it needs, at most %s, and then its space is free (chainfs ops)",
+			Shown(p), Size(plan.Copies()))
 	case g.At(p) == nil:
 		return Pass, fmt.Sprintf("%s is no image and no image needs it: it can be deleted", p)
 	case plan.Rebases():

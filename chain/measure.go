@@ -1,13 +1,14 @@
 package chain
 
 import (
+	"cmp"
 	"context"
 	"math"
 )
 
-// measure replaces the upper bounds of a plan by what its rebases take. Where
-// that cannot be told the bound stays, and the rebase will say what is wrong.
-func (t *Tree) measure(ctx context.Context, plan *Plan) {
+// measure replaces the upper bounds of a plan by what its rebases take. Where that
+// cannot be told the bound stays, and the error is the first that says why.
+func (t *Tree) measure(ctx context.Context, plan *Plan) (first error) {
 	for i := range plan.Steps {
 		s := &plan.Steps[i]
 		if s.Verb != StepRebase {
@@ -15,6 +16,7 @@ func (t *Tree) measure(ctx context.Context, plan *Plan) {
 		}
 		job, err := t.job(0, *s)
 		if err != nil {
+			first = cmp.Or(first, err)
 			continue
 		}
 		// The real number comes later; this one makes the longest hidden name.
@@ -22,11 +24,13 @@ func (t *Tree) measure(ctx context.Context, plan *Plan) {
 		effort, err := t.cfg.Rebaser.Measure(ctx, job)
 		if err != nil {
 			t.cfg.Log.Debug("a rebase could not be measured", "image", s.Path, "err", err)
+			first = cmp.Or(first, err)
 			continue
 		}
-		s.Bytes, s.AtMost, s.Way, s.Why = effort.Bytes, effort.AtMost, effort.Way, effort.Why
+		s.Bytes, s.Moves, s.AtMost, s.Way, s.Why = effort.Bytes, effort.Moves, effort.AtMost, effort.Way, effort.Why
 		if s.Merges = ""; s.Way == MergeDown {
 			s.Merges = job.Merge.Parent
 		}
 	}
+	return first
 }

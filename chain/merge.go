@@ -20,7 +20,7 @@ func (t *Tree) mergeJob(op OpID, plan *Plan, s Step) *MergeJob {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	child := t.graph.At(s.Path)
-	if child == nil || plan.Act != ActDelete {
+	if child == nil || plan.Act != ActDelete && plan.Act != ActReclaim {
 		return nil
 	}
 	parent := t.graph.Parent(child)
@@ -63,8 +63,8 @@ func commonName(a, b, target Path) (Path, bool) {
 
 // merge deletes the image of step s by a merge downwards. It runs again after a
 // crash.
-func (t *Tree) merge(run *run, m, s Step) (gone bool, err error) {
-	if _, err := t.cfg.Files.Stat(m.Path); isGone(err) {
+func (t *Tree) merge(ctx context.Context, run *run, m, s Step) (gone bool, err error) {
+	if e, err := t.cfg.Files.Stat(m.Path); isGone(err) || err == nil && t.isMoot(run.op, m, s, e) {
 		return t.mergeNothing(run.op, m, s)
 	}
 	job, err := t.plannedMerge(run.op, m, s)
@@ -75,11 +75,12 @@ func (t *Tree) merge(run *run, m, s Step) (gone bool, err error) {
 		return false, err
 	}
 	t.cfg.Log.Info("merging downwards", "op", run.op.ID, "image", m.Path, "into", s.Path)
-	err = t.cfg.Rebaser.MergeDown(context.Background(), job, func(done, total int64) { run.step(m.Path, done, total) })
+	err = t.cfg.Rebaser.MergeDown(ctx, job, func(done, total int64) { run.step(m.Path, done, total) })
 	if err != nil && !errors.Is(err, ErrUnfinished) {
 		return false, err
 	}
 	t.drop(s)
+	t.removeEmpty(s.Path.Dir())
 	if changed := t.Changed(m.Path); changed != nil && !isGone(changed) {
 		t.cfg.Log.Warn("the merged image could not be read", "image", m.Path, "err", changed) // a survey will
 	}
@@ -101,10 +102,30 @@ func (t *Tree) mergeBegan(op Operation, s Step, e Entry) bool {
 	return err == nil && hidden.Identity.Inode == e.Identity.Inode
 }
 
-// mergeNothing deletes an image whose child was deleted before it was merged.
+// isMoot reports whether another file has the child's name, and nothing is left of
+// the image that was to take it: a directory was moved, say, and made anew.
+func (t *Tree) isMoot(op Operation, m, s Step, child Entry) bool {
+	if child.Identity.Inode == s.Identity.Inode {
+		return false
+	}
+	for _, p := range []Path{s.Path, scratchOf(op.ID, m.Path)} {
+		if _, err := t.cfg.Files.Stat(p); !isGone(err) {
+			return false
+		}
+	}
+	return true
+}
+
+// mergeNothing deletes an image whose child was deleted before it was merged. By its
+// hidden name others may stand on it by now, which keep it; once they are gone, the
+// next mount removes it.
 func (t *Tree) mergeNothing(op Operation, m, s Step) (gone bool, err error) {
 	for _, p := range []Path{s.Path, scratchOf(op.ID, m.Path)} {
 		if err := t.stillUnneeded(op.Plan, p); err != nil {
+			if p != s.Path {
+				t.cfg.Log.Warn("what was to be merged downwards is kept", "op", op.ID, "path", p, "why", err)
+				break
+			}
 			return false, err
 		}
 		if err := t.cfg.Files.Unlink(p); err != nil && !isGone(err) {
@@ -115,6 +136,7 @@ func (t *Tree) mergeNothing(op Operation, m, s Step) (gone bool, err error) {
 		}
 	}
 	t.drop(s)
+	t.removeEmpty(s.Path.Dir())
 	return true, nil
 }
 

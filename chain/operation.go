@@ -1,9 +1,7 @@
 package chain
 
 import (
-	"fmt"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -35,34 +33,8 @@ type Operation struct {
 	State   State     `json:"state"`
 	Plan    Plan      `json:"plan"`
 	Started time.Time `json:"started"`
-	Ended   time.Time `json:"ended,omitzero"`
-	Error   string    `json:"error,omitempty"` // why it was undone or failed
-}
-
-// Hidden files of chainfs all start with this prefix.
-const hiddenPrefix = ".chainfs-"
-
-// scratchPrefix starts the name of every scratch file: a copy of a child while
-// it is being rebased. It differs from every other hidden name, because a stale
-// scratch file is deleted without asking.
-const scratchPrefix = hiddenPrefix + "scratch-"
-
-// ControlName is the name of chainfs's own directory: at the root of the tree
-// it holds the tree's id and the owner's lock.
-const ControlName = ".chainfs"
-
-const maxName = 255 // bytes, NAME_MAX of every file system we run on
-
-// ScratchName is the name of the scratch file for the child named base.
-func ScratchName(op OpID, base string) string {
-	name := fmt.Sprintf("%s%s-%s", scratchPrefix, op, base)
-	return name[:min(len(name), maxName)]
-}
-
-// IsScratch reports whether name is a scratch file's.
-func IsScratch(name string) bool { return strings.HasPrefix(name, scratchPrefix) }
-
-// IsHidden reports whether name belongs to chainfs and is left out of listings.
-func IsHidden(name string) bool {
-	return name == ControlName || strings.HasPrefix(name, hiddenPrefix)
+	// KeptUntil is before what time nothing that it condemned is absorbed.
+	KeptUntil time.Time `json:"kept_until,omitzero"`
+	Ended     time.Time `json:"ended,omitzero"`
+	Error     string    `json:"error,omitempty"` // why it was undone or failed
 }

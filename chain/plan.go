@@ -11,8 +11,11 @@ type Act string
 
 // The acts.
 const (
-	ActDelete Act = "delete"
-	ActRebase Act = "rebase"
+	ActDelete   Act = "delete"
+	ActRebase   Act = "rebase"
+	ActCondemn  Act = "condemn"  // a deletion of which the copying is left for later
+	ActReclaim  Act = "reclaim"  // that copying, and the end of what was condemned
+	ActUndelete Act = "undelete" // what was condemned gets its name back
 )
 
 // Verb is what one step does.
@@ -22,6 +25,7 @@ type Verb string
 const (
 	StepRebase Verb = "rebase" // the image absorbs what it needs and is re-pointed
 	StepUnlink Verb = "unlink" // the image is deleted
+	StepRename Verb = "rename" // the image gets another name, and its children follow
 )
 
 // Step is one idempotent step of a plan.
@@ -29,8 +33,12 @@ type Step struct {
 	Verb     Verb     `json:"verb"`
 	Image    ImageID  `json:"image,omitzero"` // zero for a file that is no image
 	Path     Path     `json:"path"`
-	Identity Identity `json:"identity"` // the file as it was when the plan was made
-	Bytes    int64    `json:"bytes"`    // rebase: this much is copied; unlink: this much is freed
+	Identity Identity `json:"identity"`        // the file as it was when the plan was made
+	Bytes    int64    `json:"bytes"`           // rebase: this much is copied; unlink and rename: the file has this much
+	Moves    int64    `json:"moves,omitempty"` // rebase: of Bytes, what this host has to move
+
+	// To is the new name of a rename.
+	To Path `json:"to,omitempty"`
 
 	// For a rebase: what it stands on after it.
 	NewParent Path   `json:"new_parent,omitempty"`
@@ -80,6 +88,21 @@ func (p *Plan) Exact() bool {
 		}
 	}
 	return true
+}
+
+// Moves is the number of bytes that this host has to move for the plan.
+func (p *Plan) Moves() int64 {
+	var n int64
+	for _, s := range p.Steps {
+		switch {
+		case s.Verb != StepRebase:
+		case s.Way == "": // not measured
+			n += s.Bytes
+		default:
+			n += s.Moves
+		}
+	}
+	return n
 }
 
 func (p *Plan) sum(v Verb) int64 {
@@ -140,10 +163,15 @@ func (p *Plan) mergeOf(path Path) *Step {
 }
 
 // unlinks are the steps that delete.
-func (p *Plan) unlinks() []Step {
+func (p *Plan) unlinks() []Step { return p.with(StepUnlink) }
+
+// renames are the steps that give another name.
+func (p *Plan) renames() []Step { return p.with(StepRename) }
+
+func (p *Plan) with(v Verb) []Step {
 	var steps []Step
 	for _, s := range p.Steps {
-		if s.Verb == StepUnlink {
+		if s.Verb == v {
 			steps = append(steps, s)
 		}
 	}
@@ -191,6 +219,8 @@ func (p *Plan) String() string {
 
 func (s Step) String() string {
 	switch {
+	case s.Verb == StepRename:
+		return fmt.Sprintf("rename %s to %s", s.Path, s.To)
 	case s.Verb == StepUnlink:
 		return fmt.Sprintf("unlink %s (frees %s)", s.Path, Size(s.Bytes))
 	case s.Way == MergeDown:

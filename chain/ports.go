@@ -43,8 +43,8 @@ type Resolution struct {
 // descriptor and never follows a symbolic link or a mount out of it.
 type Files interface {
 	// Walk visits every entry below the root, one call at a time but from any
-	// goroutine, in no particular order; chainfs's own files are left out, except
-	// scratch files. What is in the tree during the whole walk is visited at
+	// goroutine, in no particular order; the tree's own .chainfs is left out, other
+	// hidden names are not. What is in the tree during the whole walk is visited at
 	// least once, wherever renames carry it meanwhile; only one that was renamed
 	// five times, each time ahead of the walk, can be missed. A visit may be
 	// stale, the entry having moved or gone since, and the same entry may be
@@ -73,6 +73,20 @@ type Files interface {
 
 	// Rename moves a file with the flags of renameat2(2).
 	Rename(from, to Path, flags uint) error
+
+	// Link gives the regular file at from a second name. Where the file system
+	// cannot, it is ErrNoLinks; a name that is taken is fs.ErrExist.
+	Link(from, to Path) error
+
+	// ReadDir are the entries of a directory, by name, chainfs's own included.
+	ReadDir(p Path) ([]Entry, error)
+
+	// MkdirLike makes a directory with the owner, mode, extended attributes and
+	// modification time of another, and makes it durable.
+	MkdirLike(p, like Path) error
+
+	// Rmdir removes an empty directory and makes that durable.
+	Rmdir(p Path) error
 
 	// SyncDir makes the directory's entries durable.
 	SyncDir(p Path) error
@@ -115,6 +129,11 @@ type RebaseJob struct {
 
 	// Merge is the same job done the other way, where the chain allows it.
 	Merge *MergeJob
+
+	// Unread is an error while somebody reads the child who takes no locks. It is
+	// asked once the file is as long as it gets: qemu takes a file's length once, and
+	// who has opened it before that would read zeros behind it.
+	Unread func() error `json:"-"`
 }
 
 // MergeJob is an image that is deleted by taking over what its only child has and
@@ -160,9 +179,36 @@ const (
 	MergeDown Way = "downwards" // the parent takes what the child has, and its place
 )
 
+// RepointJob has a child name its parent by another of the parent's names. It
+// reads the same before and after.
+type RepointJob struct {
+	Child Path
+	Inode uint64 // the child's file as it was when that was planned
+	From  Path   // where the child's backing name leads now, be a file there or not
+	To    Path   // where it is to lead, unless an earlier run has done that
+	Name  Path   // the backing name to be written
+	// Format is the parent's, as the child's header says already.
+	Format Format
+	// MTime is the child's modification time afterwards, in nanoseconds since
+	// 1970; 0 is a step after what it is, so that replicas see the change.
+	MTime int64
+	// Names is how many names the child's file may have, all in its directory, so
+	// that the new backing name is right for each; 0 is 1.
+	Names int
+}
+
+// ErrNotInPlace: a header cannot be changed in place, because it has no room for
+// the name, or its file has another name, or is such that only a copy can be
+// changed. Nothing was changed.
+var ErrNotInPlace = errors.New("the header cannot be changed in place")
+
+// ErrNoLinks: the file system has no hard links.
+var ErrNoLinks = errors.New("the file system has no hard links")
+
 // Effort is what a rebase takes.
 type Effort struct {
 	Bytes  int64  `json:"bytes"`             // to be copied
+	Moves  int64  `json:"moves"`             // of these, bytes that this host has to move: not shared, and not copied by the server
 	AtMost bool   `json:"at_most,omitempty"` // Bytes is an upper bound
 	Way    Way    `json:"way,omitempty"`
 	Why    string `json:"why,omitempty"` // the reason, where it is not the usual way
@@ -185,6 +231,19 @@ type Rebaser interface {
 	// Recover gives back space that an interrupted Rebase of the child took.
 	// before is the child as it was then.
 	Recover(ctx context.Context, child Path, before Identity) error
+
+	// CheckRepoint is ErrNotInPlace when Repoint cannot do the job, and a refusal
+	// when the child is in use. It changes nothing.
+	CheckRepoint(job RepointJob) error
+
+	// Repoint returns nil once the child durably names its parent by the new name.
+	// On any error it names it by the one or the other. Doing it again is a no-op.
+	Repoint(ctx context.Context, job RepointJob) error
+
+	// Restart has a Rebaser that stopped after a failed sync begin anew, as
+	// starting chainfs again would. What runs meanwhile goes on, and stops it again
+	// when its own sync fails.
+	Restart()
 }
 
 // ImageReport is what is wrong inside an image.
@@ -215,6 +274,7 @@ type ImageChecker interface {
 // Use says how an image is being used by others.
 type Use struct {
 	Writer bool   // somebody has it open for writing
+	Reader bool   // somebody has it open for reading, and takes no lock that others see
 	Locked bool   // a qemu process has it open, for reading or writing
 	By     string // who, as far as it is known: "qemu (process 4711)"
 }

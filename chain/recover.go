@@ -8,7 +8,8 @@ import (
 )
 
 // recover ends the operations that were running when the journal was last
-// written, after a survey of the tree:
+// written, after a survey of the tree. Those that change names are in
+// recovernames.go; of the others:
 //
 //   - prepared: nothing was deleted and nothing acknowledged. It is undone: its
 //     scratch files go, and what a child had taken in and not made use of is given
@@ -27,13 +28,19 @@ func (t *Tree) recover(ctx context.Context) error {
 			return fmt.Errorf("recover operation %s: %w", op.ID, err)
 		}
 	}
+	if err := t.endHalfway(ctx); err != nil {
+		return err
+	}
 	return t.sweepLeftovers()
 }
 
 func (t *Tree) recoverOne(ctx context.Context, op Operation) error {
-	run := t.running.add(op, nil)
+	run := t.running.add(op, nil, nil)
 	defer t.running.remove(run)
 	t.cfg.Log.Warn("an operation was interrupted", "op", op.ID, "act", op.Act, "state", op.State)
+	if op.Act == ActCondemn || op.Act == ActUndelete {
+		return t.recoverNames(ctx, run)
+	}
 	if op.State == Prepared {
 		if err := t.sweep(op); err != nil {
 			t.cfg.Log.Error("a scratch file could not be removed", "op", op.ID, "err", err) // check finds it
@@ -47,14 +54,18 @@ func (t *Tree) recoverOne(ctx context.Context, op Operation) error {
 	}
 	// Errors of what follows are logged and journalled; they must not keep the
 	// mount from starting.
-	left, err := t.recheck(ctx, op)
-	gone := len(op.Plan.unlinks()) - len(left)
-	if err != nil {
-		_ = t.stopShort(run, gone, nil, err)
-		return nil
-	}
-	_ = t.complete(run, left, gone)
+	_ = t.goOn(ctx, run)
 	return nil
+}
+
+// goOn completes a committed operation.
+func (t *Tree) goOn(ctx context.Context, run *run) error {
+	left, err := t.recheck(ctx, run.op)
+	gone := len(run.op.Plan.unlinks()) - len(left)
+	if err != nil {
+		return t.stopShort(run, gone, nil, err)
+	}
+	return t.complete(ctx, run, left, gone)
 }
 
 // giveBack frees space that interrupted rebases took. What is not given back is
@@ -104,7 +115,11 @@ func (t *Tree) recheck(ctx context.Context, op Operation) (left []Step, err erro
 			left, paths = append(left, s), append(paths, s.Path)
 		}
 	}
-	plan := t.decide(func() Plan { return t.graph.PlanDelete(paths, DeleteOptions{}) })
+	opt := DeleteOptions{}
+	if op.Act == ActReclaim {
+		opt.begun, opt.only = true, true
+	}
+	plan := t.decide(func() Plan { return t.graph.PlanDelete(paths, opt) })
 	if err := plan.Err(); err != nil {
 		return left, err
 	}
@@ -127,7 +142,13 @@ func (p *Plan) merges(newer Plan) bool {
 	return true
 }
 
+// sweepLeftovers removes what belongs to no operation: stale scratch files, and
+// hidden directories in which nothing is left.
 func (t *Tree) sweepLeftovers() error {
+	slices.Sort(t.opening.hidden)
+	for _, dir := range slices.Backward(t.opening.hidden) { // what is in one sorts behind it
+		t.removeEmpty(dir)
+	}
 	for _, p := range t.opening.Leftovers {
 		var named bool
 		t.View(func(g *Graph) { named = len(g.Children(p)) > 0 })

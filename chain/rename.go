@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,7 +24,10 @@ func (t *Tree) Rename(ctx context.Context, from, to Path, flags uint) error {
 		return err
 	}
 	chains := t.chainsOf(m)
-	if _, ok := t.claims.try(chains); !ok {
+	if err := t.claimQuickly(ctx, chains); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		return Refuse(from, "%s cannot be renamed while an operation works on its chain; wait until it has ended (chainfs ops)", from)
 	}
 	defer t.claims.release(chains)
@@ -34,6 +38,33 @@ func (t *Tree) Rename(ctx context.Context, from, to Path, flags uint) error {
 		return err
 	}
 	return t.moved(m)
+}
+
+// givingWay is how long the reclaimer may take to stop for somebody who must not
+// wait for an operation's end.
+const givingWay = 10 * time.Second
+
+// claimQuickly claims chains for a call in which the kernel holds directory locks:
+// it waits for the reclaimer to stop, and for nobody else.
+func (t *Tree) claimQuickly(ctx context.Context, chains []ImageID) error {
+	ctx, cancel := context.WithTimeout(ctx, givingWay)
+	defer cancel()
+	t.claims.wait(chains, 1)
+	defer t.claims.wait(chains, -1)
+	for {
+		freed, holders := t.claims.try(claimant{}, chains)
+		switch {
+		case holders == nil:
+			return nil
+		case !giveWay(holders):
+			return errClaimed
+		}
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return errClaimed
+		}
+	}
 }
 
 // lookAgain makes the graph right for the decision about m: by a survey, or,

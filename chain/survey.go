@@ -25,6 +25,7 @@ type Report struct {
 	Removed    int       `json:"removed"`
 	Unreadable []Finding `json:"unreadable,omitempty"`
 	Leftovers  []Path    `json:"leftovers,omitempty"` // scratch files
+	hidden     []Path    // directories with a condemned one's name
 }
 
 // Plus is what two surveys, one after the other, found together.
@@ -89,6 +90,7 @@ type finding struct {
 	readings  []reading
 	blind     map[Path]string
 	leftovers []Path
+	hidden    []Path // directories with a condemned one's name
 }
 
 // reading is one file that was read.
@@ -147,6 +149,8 @@ func (t *Tree) walk(ctx context.Context) (*finding, error) {
 
 func (t *Tree) meet(f *finding, e Entry) {
 	switch {
+	case e.Type == Directory && IsCondemned(e.Path.Base()):
+		f.hidden = append(f.hidden, e.Path)
 	case e.Type != Regular:
 	case IsScratch(e.Path.Base()):
 		f.leftovers = append(f.leftovers, e.Path)
@@ -373,4 +377,12 @@ func (w *walkTime) recent() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return time.Since(w.ended) < max(time.Second, 10*w.took)
+}
+
+// affordable is how often the tree can be walked for what nobody waits for, at a
+// tenth of the time.
+func (w *walkTime) affordable() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return 10 * w.took
 }

@@ -27,6 +27,9 @@ type Config struct {
 	// ReadOnly: nothing in the tree is ever changed, and no operation recovered.
 	ReadOnly bool
 
+	// Deferral says what is left to the reclaimer; nil leaves nothing to it.
+	Deferral *Deferral
+
 	// Step is called before each step of an operation with the step's label.
 	// Tests end the process there.
 	Step func(label string)
@@ -46,6 +49,8 @@ type Tree struct {
 	graph *Graph // guarded by mu
 	// unsaved is what the graph has and the index does not have yet.
 	unsaved unsaved // guarded by mu
+	// unrecorded are operations of which the journal does not know how they ended.
+	unrecorded map[OpID]Operation // guarded by mu
 
 	// The next group is written with mu held, or by the one survey that holds
 	// surveys and reads mu.
@@ -58,6 +63,8 @@ type Tree struct {
 	opening  Report // of the survey by Open
 
 	running runningOps
+	records records
+	reclaim *reclaimer // nil when nothing is left for later
 }
 
 // walkTime is when a walk ended and how long it took.
@@ -102,6 +109,8 @@ func load(ctx context.Context, cfg Config) (*Tree, error) {
 		graph:   NewGraph(),
 		unsaved: unsaved{map[ImageID]bool{}, map[ImageID]bool{}},
 		plain:   map[Mark]uint32{},
+
+		unrecorded: map[OpID]Operation{},
 	}
 	root, err := cfg.Files.Stat("")
 	if err != nil {
@@ -125,7 +134,10 @@ func load(ctx context.Context, cfg Config) (*Tree, error) {
 	for m := range marks {
 		t.plain[m] = 0
 	}
-	return t, nil
+	if cfg.Deferral != nil && !cfg.ReadOnly {
+		t.reclaim = newReclaimer(t)
+	}
+	return t, t.records.recall(cfg.Journal)
 }
 
 // Opening is what the survey at the opening found: all that had changed since
@@ -153,20 +165,43 @@ func (t *Tree) CheckWrite(ctx context.Context, p Path, inode uint64, links uint3
 			return err
 		}
 	}
-	t.mu.RLock()
-	defer t.mu.RUnlock()
 	names := []Path{p}
 	if links > 1 {
-		names = append(names, t.graph.namesOf(inode)...)
+		t.View(func(g *Graph) { names = append(names, g.namesOf(inode)...) })
 	}
 	for _, name := range names {
-		if im := t.graph.At(name); im != nil && t.claims.isHeld(im.Chain) {
-			return Refuse(p, "%s cannot be written while an operation works on its chain; wait until it has ended (chainfs ops)", p)
-		}
-		if err := t.graph.CheckWrite(name); err != nil {
+		if err := t.checkWrite(ctx, p, name); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// checkWrite is CheckWrite for one name of the file. The reclaimer stops working
+// on it; what it does to images below is nothing to who writes to a tail.
+func (t *Tree) checkWrite(ctx context.Context, p, name Path) error {
+	var chain ImageID
+	var err error
+	t.View(func(g *Graph) {
+		err = g.CheckWrite(name)
+		if im := g.At(name); im != nil {
+			chain = im.Chain
+		}
+	})
+	if err != nil || chain == 0 {
+		return err
+	}
+	held, byUser := t.claims.isHeld(chain)
+	if held && !byUser && t.running.touches(name) {
+		byUser = t.claimQuickly(ctx, []ImageID{chain}) != nil
+		if !byUser {
+			t.claims.release([]ImageID{chain}) // from here on it finds the writer
+		}
+	}
+	if byUser {
+		return Refuse(p, "%s cannot be written while an operation works on its chain; wait until it has ended (chainfs ops)", p)
+	}
+	t.touch(chain)
 	return nil
 }
 
@@ -249,6 +284,7 @@ func (t *Tree) inUse(p Path) (Use, error) {
 			sum.By = use.By
 		}
 		sum.Writer = sum.Writer || use.Writer
+		sum.Reader = sum.Reader || use.Reader
 		sum.Locked = sum.Locked || use.Locked
 	}
 	return sum, nil
@@ -261,11 +297,27 @@ func (t *Tree) errIdle(p Path) error {
 	case err != nil:
 		return err
 	case use.Writer:
-		return Refuse(p, "%s is open for writing%s; close it first", p, by(use))
+		return Refuse(p, "%s is open for writing%s; close it first", Shown(p), by(use))
 	case use.Locked:
-		return Refuse(p, "%s is in use%s; wait until that has ended", p, by(use))
+		return Refuse(p, "%s is in use%s; wait until that has ended", Shown(p), by(use))
 	}
 	return nil
+}
+
+// closing is how long the kernel may take to tell that a file was closed.
+const closing = 500 * time.Millisecond
+
+// errUnread refuses to change or reclaim p while somebody reads it through the mount.
+func (t *Tree) errUnread(p Path) error {
+	for end := time.Now().Add(closing); ; time.Sleep(5 * time.Millisecond) {
+		use, err := t.inUse(p)
+		if err != nil || !use.Reader {
+			return err
+		}
+		if time.Now().After(end) {
+			return Refuse(p, "%s is being read%s; wait until that has ended", Shown(p), by(use))
+		}
+	}
 }
 
 func by(u Use) string {

@@ -15,6 +15,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/chainfs/chainfs/chain"
 	"github.com/chainfs/chainfs/fs/source"
@@ -43,7 +46,7 @@ func (y toy) bytes() []byte {
 	var b bytes.Buffer
 	b.WriteString(toyMagic)
 	if y.backing != "" {
-		fmt.Fprintf(&b, "backing %s %s\n", y.backing, y.format)
+		fmt.Fprintf(&b, "backing %s %s\n", string(y.backing), y.format) // as it is, not as it is shown
 	}
 	for _, n := range slices.Sorted(maps.Keys(y.blocks)) {
 		fmt.Fprintf(&b, "block %s %s\n", n, y.blocks[n])
@@ -85,22 +88,115 @@ func (toyInspector) Inspect(f io.ReaderAt, size int64) (chain.Header, error) {
 // killed is what a crash test's step panics with in place of a SIGKILL.
 type killed struct{ label string }
 
+// files is the tree, on a file system that has hard links or not, and that may fail.
+type files struct {
+	*source.Tree
+	noLinks bool
+	faults  *faults
+}
+
+func (f files) Link(from, to chain.Path) error {
+	if f.noLinks {
+		return chain.ErrNoLinks
+	}
+	return f.faults.around("link", func() error { return f.Tree.Link(from, to) })
+}
+
+func (f files) Unlink(p chain.Path) error {
+	return f.faults.around("unlink", func() error { return f.Tree.Unlink(p) })
+}
+
+func (f files) SyncDir(p chain.Path) error {
+	return f.faults.around("sync", func() error { return f.Tree.SyncDir(p) })
+}
+
+func (f files) Rename(from, to chain.Path, flags uint) error {
+	return f.faults.around("rename", func() error { return f.Tree.Rename(from, to, flags) })
+}
+
+func (f files) MkdirLike(p, like chain.Path) error {
+	return f.faults.around("mkdir", func() error { return f.Tree.MkdirLike(p, like) })
+}
+
+func (f files) Rmdir(p chain.Path) error {
+	return f.faults.around("rmdir", func() error { return f.Tree.Rmdir(p) })
+}
+
+// faults makes one call of those that change something fail.
+type faults struct {
+	at    int  // which one, counted from 1; 0 for none
+	more  bool // and all that come after it
+	after bool // it is done, and an error all the same
+	tree  bool // those of the store do not count
+	calls int
+	what  string // that failed; empty when none did
+}
+
+func (f *faults) around(what string, call func() error) error {
+	if f.at == 0 {
+		return call()
+	}
+	if f.calls++; f.calls != f.at && !(f.more && f.calls > f.at) {
+		return call()
+	}
+	f.what += what + " "
+	if f.after {
+		if err := call(); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%s: %w", what, unix.EIO)
+}
+
+func (f *faults) stored(what string, call func() error) error {
+	if f.tree {
+		return call()
+	}
+	return f.around(what, call)
+}
+
+// faultyStore is the store on a disk that may fail.
+type faultyStore struct {
+	*store.Store
+	faults *faults
+}
+
+func (s faultyStore) Record(op chain.Operation) error {
+	return s.faults.stored("record", func() error { return s.Store.Record(op) })
+}
+
+func (s faultyStore) Finish(op chain.Operation, put []chain.Image, remove []chain.ImageID) error {
+	return s.faults.stored("finish", func() error { return s.Store.Finish(op, put, remove) })
+}
+
+func (s faultyStore) Update(put []chain.Image, remove []chain.ImageID) error {
+	return s.faults.stored("update", func() error { return s.Store.Update(put, remove) })
+}
+
 // world is a tree, its store, and what every image must read as.
 type world struct {
+	ended bool
 	t     *testing.T
 	dir   string
 	src   *source.Tree
 	store *store.Store
 	tree  *chain.Tree
 
-	steps  int                              // how many steps were passed since the last call of arm
-	killAt int                              // die at this step, 0 for never
-	want   map[chain.Path]map[string]string // what each image reads as
+	steps    int                              // how many steps were passed since the last call of arm
+	onStep   func(label string)               // called before each step
+	rebases  int                              // that were done
+	killAt   int                              // die at this step, 0 for never
+	want     map[chain.Path]map[string]string // what each image reads as
+	fixed    map[chain.Path]bool              // images whose headers cannot be changed in place
+	damaged  map[chain.Path]bool              // images that cannot absorb
+	deferral *chain.Deferral
+	noLinks  bool // the file system has no hard links
+	faults   *faults
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), want: map[chain.Path]map[string]string{}}
+	w := &world{t: t, dir: memoryDir(t), want: map[chain.Path]map[string]string{}, fixed: map[chain.Path]bool{}, damaged: map[chain.Path]bool{}, faults: &faults{}}
 	var err error
 	if w.src, err = source.Open(w.dir, source.Options{}); err != nil {
 		t.Fatal(err)
@@ -108,9 +204,32 @@ func newWorld(t *testing.T) *world {
 	if w.store, err = store.OpenInMemory(store.Options{TreeID: w.src.ID()}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { w.store.Close(); w.src.Close() })
+	t.Cleanup(w.end)
 	w.mount()
 	return w
+}
+
+// memoryDir is a directory in memory, where there is such a file system: thousands
+// of syncs cost nothing there, and what is lost with the power is not asked here.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "chainfs-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	return dir
+}
+
+// end gives up what the world holds in memory. Tests that make hundreds do not wait
+// for their own end: each opening of a store collects garbage, over all of them.
+func (w *world) end() {
+	if w.ended {
+		return
+	}
+	w.ended = true
+	w.store.Close()
+	w.src.Close()
+	os.RemoveAll(w.dir)
 }
 
 // mount opens the tree as a daemon would at its start.
@@ -123,15 +242,37 @@ func (w *world) mount() {
 	w.tree = tree
 }
 
+// loseStore has the next mount find a tree and no store.
+func (w *world) loseStore() {
+	w.t.Helper()
+	var err error
+	w.store.Close()
+	if w.store, err = store.OpenInMemory(store.Options{TreeID: w.src.ID()}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// logger writes to the test's log when TRACE is set.
+func (w *world) logger() *slog.Logger {
+	if os.Getenv("TRACE") == "" {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
 func (w *world) config() chain.Config {
 	return chain.Config{
-		Files: w.src, Inspector: toyInspector{}, Rebaser: &toyRebaser{w}, Index: w.store, Journal: w.store,
-		Log: slog.New(slog.DiscardHandler), Step: w.step,
+		Files: files{w.src, w.noLinks, w.faults}, Inspector: toyInspector{}, Rebaser: &toyRebaser{w},
+		Index: faultyStore{w.store, w.faults}, Journal: faultyStore{w.store, w.faults},
+		Log: w.logger(), Step: w.step, Deferral: w.deferral,
 	}
 }
 
 func (w *world) step(label string) {
 	w.steps++
+	if w.onStep != nil {
+		w.onStep(label)
+	}
 	if w.killAt > 0 && w.steps == w.killAt {
 		panic(killed{label})
 	}
@@ -175,16 +316,23 @@ func (r *toyRebaser) Rebase(ctx context.Context, job chain.RebaseJob, _ func(don
 	if err := os.WriteFile(r.w.path(job.Scratch), y.bytes(), 0o600); err != nil {
 		return err
 	}
+	if err := r.w.faults.around("rebase", func() error { return nil }); err != nil {
+		return err
+	}
 	r.w.step("REBASE:RENAME")
 	if err := os.Rename(r.w.path(job.Scratch), r.w.path(job.Child)); err != nil {
 		return err
 	}
+	r.w.rebases++
 	r.w.step("REBASE:RENAMED")
 	return nil
 }
 
 func (r *toyRebaser) Measure(_ context.Context, job chain.RebaseJob) (chain.Effort, error) {
-	return chain.Effort{Bytes: job.Bytes, AtMost: true, Way: chain.ByCopy}, nil
+	if r.w.damaged[job.Child] {
+		return chain.Effort{}, chain.Refuse(job.Child, "%s is damaged", job.Child)
+	}
+	return chain.Effort{Bytes: job.Bytes, Moves: job.Bytes, AtMost: true, Way: chain.ByCopy}, nil
 }
 
 func (r *toyRebaser) MergeDown(context.Context, chain.MergeJob, func(done, total int64)) error {
@@ -192,6 +340,59 @@ func (r *toyRebaser) MergeDown(context.Context, chain.MergeJob, func(done, total
 }
 
 func (r *toyRebaser) Recover(context.Context, chain.Path, chain.Identity) error { return nil }
+
+func (r *toyRebaser) Restart() {}
+
+func (r *toyRebaser) CheckRepoint(job chain.RepointJob) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(r.w.path(job.Child), &st); err != nil {
+		return err
+	}
+	switch {
+	case st.Ino != job.Inode:
+		return chain.ErrChanged
+	case int(st.Nlink) > max(job.Names, 1), r.w.fixed[job.Child]:
+		return chain.ErrNotInPlace
+	}
+	return nil
+}
+
+func (r *toyRebaser) Repoint(ctx context.Context, job chain.RepointJob) error {
+	if err := errors.Join(ctx.Err(), r.CheckRepoint(job)); err != nil {
+		return err
+	}
+	return r.w.faults.around("repoint", func() error { return r.repoint(job) })
+}
+
+func (r *toyRebaser) repoint(job chain.RepointJob) error {
+	r.w.step("REPOINT:NAME")
+	y, _ := parseToy(r.w.file(job.Child))
+	leads, err := r.w.src.Resolve(job.Child.Dir(), string(y.backing))
+	if err != nil {
+		return err
+	}
+	if y.backing != job.Name && leads.Path != job.From {
+		return fmt.Errorf("%s names %s, not %s: %w", job.Child, leads.Path, job.From, chain.ErrChanged)
+	}
+	y.backing = job.Name
+	var st unix.Stat_t
+	if err := unix.Lstat(r.w.path(job.Child), &st); err != nil {
+		return err
+	}
+	// In place, as the real one: other names of the file see it, too.
+	if err := os.WriteFile(r.w.path(job.Child), y.bytes(), 0); err != nil {
+		return err
+	}
+	mtime := time.Unix(0, st.Mtim.Nano()).Add(2 * time.Second)
+	if job.MTime != 0 {
+		mtime = time.Unix(0, job.MTime)
+	}
+	if err := os.Chtimes(r.w.path(job.Child), time.Time{}, mtime); err != nil {
+		return err
+	}
+	r.w.step("REPOINT:NAMED")
+	return nil
+}
 
 func (w *world) path(p chain.Path) string { return filepath.Join(w.dir, string(p)) }
 
@@ -248,14 +449,20 @@ func (w *world) write(p, parent chain.Path, rng *rand.Rand) {
 	w.want[p] = want
 }
 
-// check compares every image with the model and the store with the tree.
-func (w *world) check() {
+// reads compares every image that must be there with the model.
+func (w *world) reads() {
 	w.t.Helper()
 	for p, want := range w.want {
 		if got := w.read(p); !maps.Equal(got, want) {
 			w.t.Fatalf("%s reads as %v, want %v", p, got, want)
 		}
 	}
+}
+
+// check compares every image with the model and the store with the tree.
+func (w *world) check() {
+	w.t.Helper()
+	w.reads()
 	found := map[chain.Path]bool{}
 	err := w.src.Walk(context.Background(), chain.Walker{
 		Unreadable: func(p chain.Path, err error) { w.t.Errorf("%s: %v", p, err) },
@@ -270,7 +477,7 @@ func (w *world) check() {
 		w.t.Fatal(err)
 	}
 	for p := range found {
-		if w.want[p] == nil && !chain.IsScratch(p.Base()) {
+		if w.want[p] == nil && !chain.IsHidden(p.Base()) {
 			w.t.Fatalf("%s is in the tree, and was deleted", p)
 		}
 	}

@@ -28,7 +28,7 @@ func (w *rebase) absorb(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.checkRoom(work); err != nil {
+	if err := w.checkRoom(work, away); err != nil {
 		return err
 	}
 	// Reading the tables took its time, and from here on our own writing hides
@@ -41,12 +41,16 @@ func (w *rebase) absorb(ctx context.Context) error {
 		return err
 	}
 	defer child.Close() // what was written was synced, or counts for nothing
+	copies, err := w.copying(away)
+	if err != nil {
+		return err
+	}
 	job := qcow2.Job{
 		Child: qcow2.OSFile{File: child}, Away: images[:away], Below: images[away:],
 		Name: string(w.job.NewName), Format: string(w.job.NewFormat),
 		Moving: qcow2.Moving{
 			Verify: w.opts.Verify.wants(work.Bytes()), Progress: w.progress,
-			Extended: w.checkUnread, Step: w.opts.Step,
+			Extended: w.checkUnread, Step: w.opts.Step, Unmoved: copies.free(),
 		},
 	}
 	if w.limit != nil {
@@ -79,7 +83,7 @@ func (w *rebase) whyCopy() (away int, why string, err error) {
 	return away, why, nil
 }
 
-// checkUnread: no qemu opened the child while it was shorter than it is now. (A
+// checkUnread: nobody opened the child while it was shorter than it is now. (A
 // process that writes to it and takes no locks cannot be told from us any more.)
 func (w *rebase) checkUnread() error {
 	for _, base := range []int64{heldBase, unsharedBase} {
@@ -90,6 +94,9 @@ func (w *rebase) checkUnread() error {
 		if locked {
 			return refuseInUse(w.job.Child, chain.Use{Locked: true, By: holder(w.child, 0)})
 		}
+	}
+	if w.job.Unread != nil {
+		return w.job.Unread()
 	}
 	return nil
 }

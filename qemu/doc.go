@@ -10,7 +10,7 @@
 //
 // # Rebase
 //
-// There are two ways. At every instant of both, the child's name leads to a
+// There are two usual ways. At every instant of both, the child's name leads to a
 // complete image that reads as before, and nothing is reported done that is not
 // durable. Start reading at rebase.run, which lists the steps.
 //
@@ -31,6 +31,14 @@
 // Measure tells which way a job will go, and why. A file system that cannot hold
 // the result, and an image that somebody uses, are refused before anything is
 // changed.
+//
+// Downwards, where the parent takes what the child has and then its place: see
+// MergeDown. And Repoint changes no parent at all, only the name that a child has
+// for it, in the header alone.
+//
+// Each job ends soon when it is cancelled, because somebody may be waiting who
+// holds a directory's lock: what cannot be interrupted, a sync above all, is kept
+// short (BenchmarkCancel).
 //
 // qemu-img runs in the child's directory, reached by descriptor, and in a mount
 // namespace without our own mount: reading through that one while a deletion

@@ -8,7 +8,6 @@ import (
 
 	"github.com/chainfs/chainfs/chain"
 	"github.com/chainfs/chainfs/qemu/qcow2"
-	"golang.org/x/sys/unix"
 )
 
 // Measure tells what a job would take. It reads tables and changes nothing; who
@@ -39,11 +38,11 @@ func (w *rebase) effort(ctx context.Context) (chain.Effort, error) {
 		return chain.Effort{}, err
 	}
 	if why != "" {
-		return w.byCopy(why), nil
+		return w.byCopy(why)
 	}
 	err = qcow2.InPlace(qcow2.OSFile{File: w.child}, string(w.job.NewName), string(w.job.NewFormat))
 	if errors.Is(err, qcow2.ErrFallback) || errors.Is(err, qcow2.ErrNoRoom) {
-		return w.byCopy(err.Error()), nil
+		return w.byCopy(err.Error())
 	}
 	if err != nil {
 		return chain.Effort{}, err
@@ -56,23 +55,29 @@ func (w *rebase) effort(ctx context.Context) (chain.Effort, error) {
 	if err != nil {
 		return chain.Effort{}, err
 	}
-	return w.cheaper(ctx, chain.Effort{Bytes: work.Bytes(), Way: chain.InPlace}, images)
+	copies, err := w.copying(away)
+	if err != nil {
+		return chain.Effort{}, err
+	}
+	up := chain.Effort{Bytes: work.Bytes(), Moves: moves(work, copies), Way: chain.InPlace}
+	if w.job.Merge == nil || copies.Shares {
+		return up, nil // with shared extents an absorb copies nothing at all
+	}
+	return w.cheaper(ctx, up, images)
 }
 
-// cheaper is a merge downwards where that is possible and copies less. On a file
-// system that shares extents an absorb copies nothing at all.
+// moves is how many bytes pass this host: all that the kernel cannot copy, as it
+// has to be read through the chain or packed elsewhere, and the rest where it must.
+func moves(work qcow2.Work, copies Copying) int64 {
+	if copies.free() {
+		return work.Bytes() - work.Data
+	}
+	return work.Bytes()
+}
+
+// cheaper is a merge downwards where that is possible and copies less.
 func (w *rebase) cheaper(ctx context.Context, up chain.Effort, images []*qcow2.Image) (chain.Effort, error) {
 	job := w.job.Merge
-	if job == nil {
-		return up, nil
-	}
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(w.dir.Fd()), &fs); err != nil {
-		return up, fmt.Errorf("look at the file system: %w", err)
-	}
-	if sharing[int64(fs.Type)] {
-		return up, nil
-	}
 	child, err := qcow2.Open(qcow2.OSFile{File: w.child})
 	if err != nil {
 		return up, err
@@ -83,14 +88,18 @@ func (w *rebase) cheaper(ctx context.Context, up chain.Effort, images []*qcow2.I
 		return up, nil
 	case err != nil:
 		return up, err
-	case work.Bytes() >= up.Bytes, w.checkRoom(work) != nil:
+	case work.Bytes() >= up.Bytes, w.checkRoom(work, 1) != nil:
 		return up, nil
 	}
 	if ok, err := w.mayMerge(job); err != nil || !ok {
 		return up, err
 	}
+	copies, err := w.copying(1)
+	if err != nil {
+		return up, err
+	}
 	return chain.Effort{
-		Bytes: work.Bytes(), Way: chain.MergeDown,
+		Bytes: work.Bytes(), Moves: moves(work, copies), Way: chain.MergeDown,
 		Why: fmt.Sprintf("the other way it would be %s", chain.Size(up.Bytes)),
 	}, nil
 }
@@ -123,7 +132,15 @@ func (w *rebase) mayMerge(job *chain.MergeJob) (bool, error) {
 	return isAlone(parent)
 }
 
-// byCopy is what a rebase by a scratch copy takes at most.
-func (w *rebase) byCopy(why string) chain.Effort {
-	return chain.Effort{Bytes: w.job.Bytes, Way: chain.ByCopy, Why: why, AtMost: true}
+// byCopy is what a rebase by a scratch copy takes at most. Before qemu-img absorbs,
+// which always moves bytes, the child itself is copied.
+func (w *rebase) byCopy(why string) (chain.Effort, error) {
+	e := chain.Effort{Bytes: w.job.Bytes, Moves: w.job.Bytes, Way: chain.ByCopy, Why: why, AtMost: true}
+	copies, err := w.copying(0)
+	if err != nil || copies.free() {
+		return e, err
+	}
+	st, err := stat(w.child)
+	e.Moves += st.Blocks * 512
+	return e, err
 }

@@ -58,7 +58,7 @@ func (w *rebase) qemuImg(ctx context.Context, args ...string) (outcome, error) {
 		Setpgid:   true,
 		Pdeathsig: syscall.SIGKILL, // of the thread; see start
 	}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.Cancel = func() error { return w.kill(cmd.Process.Pid) }
 	cmd.WaitDelay = 5 * time.Second
 
 	err = w.inOwnThread(cmd)
@@ -70,6 +70,15 @@ func (w *rebase) qemuImg(ctx context.Context, args ...string) (outcome, error) {
 		return outcome{}, fmt.Errorf("run qemu-img %s: %w", args[0], err)
 	}
 	return outcome{args[0], cmd.ProcessState.ExitCode(), chain.Printable(out.String()), cmd.ProcessState.String()}, nil
+}
+
+// kill ends a qemu-img that was cancelled, and has it end soon: a process that waits
+// for a sync cannot be killed before that ends. So what it syncs is taken away. The
+// scratch file is of no use any more, whatever becomes of qemu-img.
+func (w *rebase) kill(pid int) error {
+	err := syscall.Kill(-pid, syscall.SIGKILL)
+	_ = w.scratch.Truncate(0) // only to be quick
+	return err
 }
 
 // inOwnThread runs cmd in a thread of its own that lives as long as cmd does:

@@ -37,6 +37,11 @@ type Options struct {
 	// for no limit. What qemu-img copies by itself is not counted.
 	Limit int64
 
+	// Copying is what copies cost on the file system of the tree's root, where that
+	// was found out. Elsewhere in the tree, and everywhere while it is nil, it is
+	// guessed by the file system's type.
+	Copying *Copying
+
 	// ByCopy has every job done by way of a scratch copy.
 	ByCopy bool
 
@@ -62,9 +67,10 @@ func (v Verify) wants(n int64) bool {
 	return v == VerifyAlways || v != VerifyNever && n <= VerifyUpTo
 }
 
-// Labels are the points of a rebase that Options.Step is told, in order: those of
-// a rebase in place, those of one by a scratch copy, and those of a merge downwards.
-var Labels = slices.Concat(qcow2.Labels, CopyLabels, MergeLabels)
+// Labels are the points that Options.Step is told, in order: those of a rebase in
+// place, those of one by a scratch copy, those of a merge downwards, and those of a
+// change of the parent's name.
+var Labels = slices.Concat(qcow2.Labels, CopyLabels, MergeLabels, RepointLabels)
 
 // CopyLabels are the points of a rebase by a scratch copy.
 var CopyLabels = []string{
@@ -112,7 +118,7 @@ func NewRebaser(files chain.Files, opts Options) *Rebaser {
 // Rebase returns nil once the child durably stands on its new parent. On an
 // error the child stands where it stood and reads as before, with one exception:
 // when the last fsync failed it may stand on either, and this Rebaser refuses all
-// further work.
+// further work until Restart.
 func (r *Rebaser) Rebase(ctx context.Context, job chain.RebaseJob, progress func(done, total int64)) error {
 	w := r.newRebase(job, progress)
 	defer w.close()
@@ -139,9 +145,9 @@ func target(job chain.RebaseJob) string {
 	return job.NewParent.String()
 }
 
-// stop ends all work of this Rebaser: after a failed fsync the kernel forgets
-// what it could not write and reports success the next time, so no later fsync
-// of the same directory proves anything.
+// stop ends all work of this Rebaser until Restart: after a failed fsync the kernel
+// forgets what it could not write and reports success the next time, so no later
+// fsync of the same directory proves anything.
 func (r *Rebaser) stop(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -150,11 +156,23 @@ func (r *Rebaser) stop(err error) {
 	}
 }
 
+// Restart is chain.Rebaser's. It is as safe as another start of the program, which
+// finds the same kernel with the same page cache: nothing is taken over from the
+// jobs before it but what they wrote. Each job reads headers and tables from the
+// disk again (qcow2 evicts their pages first), and what it finds done it does once
+// more before it believes it: acceptDone rewrites the header and syncs it. So there
+// is no sync whose success stands for what an earlier one lost.
+func (r *Rebaser) Restart() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.broken = nil
+}
+
 func (r *Rebaser) stopped() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.broken != nil {
-		return fmt.Errorf("the tree could not be synced before (check its storage, then restart): %w", r.broken)
+		return fmt.Errorf("the tree could not be synced before (check its storage; it is tried again later, and when chainfs is restarted): %w", r.broken)
 	}
 	return nil
 }

@@ -103,31 +103,46 @@ func copySparse(ctx context.Context, to, from *os.File, size int64) error {
 	return nil
 }
 
-// copyChunk is how much is copied before a cancelled context is noticed.
-const copyChunk = 8 << 20
+// copyChunk is how much is copied before a cancelled context is noticed, and
+// maxUnsynced how much before it is made durable: a sync cannot be ended, and one of
+// all of a large child would take as long as the copy.
+const (
+	copyChunk   = 1 << 20
+	maxUnsynced = 64 << 20
+)
 
 func copyRange(ctx context.Context, to, from *os.File, off, end int64) error {
-	for off < end {
+	for unsynced := int64(0); off < end; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		in, out := off, off
-		n, err := unix.CopyFileRange(int(from.Fd()), &in, int(to.Fd()), &out, int(min(end-off, copyChunk)), 0)
-		if err == nil && n > 0 {
-			off += int64(n)
-			continue
-		}
-		if err != nil && !cannotShare(err) && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-		// Not here, or nothing at once (some file systems answer 0): by hand.
-		m, err := copyBytes(to, from, off, min(end-off, copyChunk))
+		n, err := copySome(to, from, off, min(end-off, copyChunk))
 		if err != nil {
 			return err
 		}
-		off += m
+		off += n
+		if unsynced += n; unsynced >= maxUnsynced {
+			unsynced = 0
+			if err := to.Sync(); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
+}
+
+// copySome copies at most n bytes.
+func copySome(to, from *os.File, off, n int64) (int64, error) {
+	in, out := off, off
+	m, err := unix.CopyFileRange(int(from.Fd()), &in, int(to.Fd()), &out, int(n), 0)
+	if err == nil && m > 0 {
+		return int64(m), nil
+	}
+	if err != nil && !cannotShare(err) && !errors.Is(err, unix.EINTR) {
+		return 0, err
+	}
+	// Not here, or nothing at once (some file systems answer 0): by hand.
+	return copyBytes(to, from, off, n)
 }
 
 func copyBytes(to, from *os.File, off, n int64) (int64, error) {

@@ -14,19 +14,15 @@ func (w *rebase) checkSpace(copied int64) error {
 	return w.checkFree(copied + w.job.Bytes + w.metadata(w.job.Bytes))
 }
 
-// sharing are the file systems on which a copy can be made by sharing, so that
-// the free space says nothing about how much can be copied. Where there is too
-// little after all, what was stored is given back.
-var sharing = map[int64]bool{unix.XFS_SUPER_MAGIC: true, unix.BTRFS_SUPER_MAGIC: true}
-
-// checkRoom refuses when what is stored in the child does not fit.
-func (w *rebase) checkRoom(work qcow2.Work) error {
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(w.dir.Fd()), &fs); err != nil {
+// checkRoom refuses when what is stored in the child does not fit. Shared extents
+// need no room; where there is too little after all, what was stored is given back.
+func (w *rebase) checkRoom(work qcow2.Work, away int) error {
+	copies, err := w.copying(away)
+	if err != nil {
 		return fmt.Errorf("look for free space: %w", err)
 	}
 	need := work.Bytes() + w.metadata(work.Clusters*w.sizes.ClusterSize())
-	if sharing[int64(fs.Type)] {
+	if copies.Shares {
 		need -= work.Data
 	}
 	return w.checkFree(need)

@@ -36,6 +36,12 @@ func (tr *tree) Unlink(p chain.Path) error                { return os.Remove(tr.
 func (tr *tree) Rename(from, to chain.Path, _ uint) error {
 	return os.Rename(tr.host(from), tr.host(to))
 }
+func (tr *tree) Link(from, to chain.Path) error { return os.Link(tr.host(from), tr.host(to)) }
+func (tr *tree) ReadDir(chain.Path) ([]chain.Entry, error) {
+	return nil, errors.ErrUnsupported
+}
+func (tr *tree) MkdirLike(p, _ chain.Path) error        { return os.Mkdir(tr.host(p), 0o755) }
+func (tr *tree) Rmdir(p chain.Path) error               { return os.Remove(tr.host(p)) }
 func (tr *tree) SyncDir(chain.Path) error               { return nil }
 func (tr *tree) Present() error                         { return nil }
 func (tr *tree) OpenDir(p chain.Path) (*os.File, error) { return os.Open(tr.host(p)) }
@@ -45,7 +51,7 @@ func (tr *tree) Stat(p chain.Path) (e chain.Entry, err error) {
 	if err := unix.Lstat(tr.host(p), &st); err != nil {
 		return e, err
 	}
-	return chain.Entry{Path: p, Type: chain.Regular, Identity: identityOf(&st), Allocated: st.Blocks * 512}, nil
+	return chain.Entry{Path: p, Type: chain.Regular, Identity: identityOf(&st), Allocated: st.Blocks * 512, Device: st.Dev}, nil
 }
 
 func (tr *tree) Resolve(dir chain.Path, name string) (chain.Resolution, error) {

@@ -128,6 +128,14 @@ func (t *Tree) Rename(from, to chain.Path, flags uint) error {
 }
 
 func (t *Tree) rename(from, to chain.Path, flags uint) error {
+	return t.atBoth(from, to, func(oldDir int, oldName string, newDir int, newName string) error {
+		return retry(func() error { return unix.Renameat2(oldDir, oldName, newDir, newName, flags) })
+	})
+}
+
+// atBoth calls f with the directories that hold two names, for the calls of the
+// at-family that take two.
+func (t *Tree) atBoth(from, to chain.Path, f func(oldDir int, oldName string, newDir int, newName string) error) error {
 	oldDir, oldName, releaseOld, err := t.At(from)
 	if err != nil {
 		return err
@@ -138,9 +146,7 @@ func (t *Tree) rename(from, to chain.Path, flags uint) error {
 		return err
 	}
 	defer releaseNew()
-	return retry(func() error {
-		return unix.Renameat2(oldDir, oldName, newDir, newName, flags)
-	})
+	return f(oldDir, oldName, newDir, newName)
 }
 
 // SyncDir makes the directory's entries durable. After an error nothing is

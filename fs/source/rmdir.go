@@ -23,7 +23,8 @@ func (t *Tree) Rmdir(p chain.Path) error {
 }
 
 // Directories are those of paths that are directories, and all directories
-// below them, in an order in which they can be removed.
+// below them, in an order in which they can be removed. Hidden ones are left out:
+// they are removed already for their users.
 func (t *Tree) Directories(ctx context.Context, paths []chain.Path) ([]chain.Path, error) {
 	var dirs []chain.Path
 	for _, p := range paths {
@@ -40,7 +41,7 @@ func (t *Tree) Directories(ctx context.Context, paths []chain.Path) ([]chain.Pat
 	err := t.Walk(ctx, chain.Walker{
 		Unreadable: func(chain.Path, error) {}, // it will turn out not to be empty
 		Visit: func(e chain.Entry) error {
-			if e.Type == chain.Directory && slices.ContainsFunc(dirs[:named], e.Path.Within) {
+			if e.Type == chain.Directory && !chain.InHidden(e.Path) && slices.ContainsFunc(dirs[:named], e.Path.Within) {
 				dirs = append(dirs, e.Path)
 			}
 			return nil
@@ -50,4 +51,24 @@ func (t *Tree) Directories(ctx context.Context, paths []chain.Path) ([]chain.Pat
 	dirs = slices.Compact(dirs)
 	slices.Reverse(dirs) // a name sorts before the names that it begins
 	return dirs, err
+}
+
+// OnlyHidden reports whether a directory has hidden names alone, or none: there
+// is nothing left in it for its user.
+func (t *Tree) OnlyHidden(p chain.Path) (bool, error) {
+	dir, err := t.OpenDir(p)
+	if err != nil {
+		return false, err
+	}
+	defer dir.Close() // it is only read
+	var list listing
+	only := true
+	err = list.each(int(dir.Fd()), func(e dirent) error {
+		only = only && chain.IsHidden(string(e.name))
+		return nil
+	})
+	if err != nil {
+		return false, pathError("list directory", p, err)
+	}
+	return only, nil
 }

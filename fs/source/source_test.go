@@ -137,3 +137,22 @@ func TestHostileLinksAreNotFollowed(t *testing.T) {
 		}
 	}
 }
+
+// What is hidden is nothing that its user still has.
+func TestOnlyHidden(t *testing.T) {
+	dir := t.TempDir()
+	build(t, dir, "a/.chainfs-7-r", "a/.chainfs-8-T1/r", "b/.chainfs-7-r", "b/x", "empty/")
+	tree := openTree(t, dir)
+	for name, want := range map[chain.Path]bool{"a": true, "b": false, "empty": true} {
+		if got, err := tree.OnlyHidden(name); err != nil || got != want {
+			t.Errorf("OnlyHidden(%s) = %v, %v, want %v", name, got, err, want)
+		}
+	}
+	if _, err := tree.OnlyHidden("gone"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("OnlyHidden of nothing: %v", err)
+	}
+	dirs, err := tree.Directories(t.Context(), []chain.Path{"a", "b"})
+	if err != nil || len(dirs) != 2 {
+		t.Errorf("Directories = %v, %v", dirs, err)
+	}
+}

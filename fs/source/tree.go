@@ -34,6 +34,9 @@ type Tree struct {
 
 	mu       sync.RWMutex
 	prefixes []string // guarded by mu; absolute, clean; what they name is the root
+
+	probing sync.Mutex
+	copying *Copying // guarded by probing; nil until it was found out
 }
 
 var _ chain.Files = (*Tree)(nil)

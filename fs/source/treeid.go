@@ -167,9 +167,8 @@ func (t *Tree) writeTree(dir int) (name string, err error) {
 // publish gives the file tmp the name name unless that is taken: by a link, and
 // by a rename where the file system has no links.
 func publish(dir int, tmp, name string) error {
-	err := retry(func() error { return unix.Linkat(dir, tmp, dir, name, 0) })
-	switch err {
-	case unix.EPERM, unix.EOPNOTSUPP, unix.ENOSYS, unix.EMLINK:
+	err := linkat(dir, tmp, dir, name)
+	if errors.Is(err, chain.ErrNoLinks) {
 		return retry(func() error {
 			return unix.Renameat2(dir, tmp, dir, name, unix.RENAME_NOREPLACE)
 		})

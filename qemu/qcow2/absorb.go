@@ -61,13 +61,13 @@ type absorb struct {
 // ErrSync, and after a crash, Reclaim does that. ErrFallback and ErrNoRoom mean
 // that the child cannot be changed in place; it reads as before.
 func Absorb(ctx context.Context, job Job) (Result, error) {
-	m, err := openMover(job.Child, job.Moving)
+	m, err := openMover(ctx, job.Child, job.Moving)
 	if err != nil {
 		return Result{}, err
 	}
 	m.sources, m.old, m.below = job.Away, NewChain(slices.Concat(job.Away, job.Below)...), NewChain(job.Below...)
 	m.plan = func(ctx context.Context, off int64) (*batch, int64, error) {
-		p := newPlanner(m.im, job.Away, job.Below)
+		p := newPlanner(m.im, job.Away, job.Below, job.batchBytes())
 		return p.plan(ctx, off)
 	}
 	a := &absorb{mover: m, job: job}
@@ -112,10 +112,12 @@ func (im *Image) inPlace(c HeaderChange) error {
 	case h.Snapshots > 0:
 		return fmt.Errorf("it has internal snapshots: %w", ErrFallback)
 	case h.Autoclear&^knownAutoclear != 0:
-		return fmt.Errorf("it has a feature that is not known and would have to be cleared: %w", ErrFallback)
+		return errAutoclear
 	}
 	return canChange(im.src, c)
 }
+
+var errAutoclear = fmt.Errorf("it has a feature that is not known and would have to be cleared: %w", ErrFallback)
 
 func (a *absorb) header() HeaderChange {
 	return HeaderChange{Backing: &Backing{Name: a.job.Name, Format: a.job.Format}}

@@ -5,6 +5,10 @@ package qcow2
 const (
 	maxBatchClusters = 1 << 18
 	maxBatchTables   = 64 << 20 // bytes of L2 tables that are changed
+
+	// maxBatchBytes bounds what is moved for nothing when the work is cancelled: what
+	// is not linked is given back, and a job that is gone on with begins its batch anew.
+	maxBatchBytes = 512 << 20
 )
 
 // run is a range of a disk.
@@ -32,14 +36,27 @@ type batch struct {
 	zeros  []run
 	packed []packedCluster
 
-	clusters, tables int64 // how much of the bounds is used
-	last             int64 // the last L2 table that is counted
+	maxBytes                int64 // 0 for no bound
+	clusters, tables, bytes int64 // how much of the bounds is used
+	last                    int64 // the last L2 table that is counted
 }
 
-func newBatch(g geometry) *batch { return &batch{geometry: g, last: -1} }
+func newBatch(g geometry, maxBytes int64) *batch {
+	return &batch{geometry: g, maxBytes: maxBytes, last: -1}
+}
 
 func (b *batch) empty() bool {
 	return len(b.pieces)+len(b.mixed)+len(b.zeros)+len(b.packed) == 0
+}
+
+// takeData is take for what has to be moved. The bound is one of whole clusters.
+func (b *batch) takeData(guest, n int64) int64 {
+	if b.maxBytes > 0 {
+		n = min(n, (b.maxBytes-b.bytes)/b.cluster()*b.cluster())
+	}
+	n = b.take(guest, n)
+	b.bytes += n
+	return n
 }
 
 // take is how much of a run fits into the batch, in whole units, and counts it.

@@ -45,9 +45,22 @@ func engineAbsorb(j testJob) error {
 	_, err = Absorb(context.Background(), Job{
 		Child: j.child, Away: away, Below: below,
 		Name: j.name, Format: j.format,
-		Moving: Moving{Verify: j.verify},
+		Moving: Moving{Verify: j.verify, batch: j.batch},
 	})
 	return err
+}
+
+// smallBatch is a bound of some clusters, so that small images take many batches.
+func smallBatch(f Source) int64 {
+	size, err := f.Size()
+	if err != nil {
+		return 0
+	}
+	h, err := ReadHeader(f, size)
+	if err != nil {
+		return 0
+	}
+	return 3 * h.ClusterSize()
 }
 
 // engineCheck gives sentences about corruption, and the number of leaked clusters.

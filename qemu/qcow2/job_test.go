@@ -19,6 +19,7 @@ type testJob struct {
 	away, below  []testLayer // the top first
 	name, format string
 	verify       bool
+	batch        int64 // see Moving
 }
 
 // sees compares what a guest sees of a chain with what it has to.

@@ -23,14 +23,14 @@ type MergeJob struct {
 // or an error; the child is not changed. Its steps, syncs and errors are those of
 // Absorb, without the header: the parent stands where it stood.
 func MergeDown(ctx context.Context, job MergeJob) (Result, error) {
-	m, err := openMover(job.Parent, job.Moving)
+	m, err := openMover(ctx, job.Parent, job.Moving)
 	if err != nil {
 		return Result{}, err
 	}
 	m.sources, m.below = []*Image{job.Child}, NewChain()
 	m.plan = func(ctx context.Context, off int64) (*batch, int64, error) {
 		m.old = NewChain(job.Child, m.im)
-		return planDown(ctx, m.im, job.Child, off)
+		return planDown(ctx, m.im, job.Child, off, job.batchBytes())
 	}
 	err = m.giveBackAfter(ctx, mergeDown(ctx, m, job.Child))
 	return m.result, err
@@ -91,7 +91,7 @@ func MeasureDown(ctx context.Context, parent, child *Image) (Work, error) {
 	}
 	places := newWriter(nil, parent, refs, (parent.fileSize+parent.cluster()-1)/parent.cluster())
 	for off := int64(0); off < parent.virtual; {
-		b, next, err := planDown(ctx, parent, child, off)
+		b, next, err := planDown(ctx, parent, child, off, 0)
 		if err != nil {
 			return w, err
 		}
@@ -130,8 +130,8 @@ func canMergeDown(parent, child *Image) error {
 }
 
 // planDown plans what the child has from off on.
-func planDown(ctx context.Context, parent, child *Image, off int64) (b *batch, next int64, err error) {
-	b = newBatch(parent.geometry)
+func planDown(ctx context.Context, parent, child *Image, off, maxBytes int64) (b *batch, next int64, err error) {
+	b = newBatch(parent.geometry, maxBytes)
 	for off < child.virtual {
 		if err := ctx.Err(); err != nil {
 			return nil, 0, err
@@ -148,7 +148,11 @@ func planDown(ctx context.Context, parent, child *Image, off int64) (b *batch, n
 		if err != nil {
 			return nil, 0, err
 		}
-		if r.n = b.take(r.guest, r.n); r.n == 0 {
+		take := b.takeData
+		if e.Kind == Zero && !whole {
+			take = b.take
+		}
+		if r.n = take(r.guest, r.n); r.n == 0 {
 			return b, off, nil
 		}
 		sameType := parent.header.CompressionType == child.header.CompressionType

@@ -18,6 +18,15 @@ type Moving struct {
 	Progress func(done, total int64)
 	Limit    func(ctx context.Context, n int64) error
 
+	// Unmoved says that a copy which the kernel makes moves no bytes here: extents
+	// are shared, or a server copies. It is not cut into pieces then, nor synced on
+	// the way.
+	Unmoved bool
+
+	// batch is what is moved at most between two rounds of syncs; 0 is the usual bound.
+	// Tests set it.
+	batch int64
+
 	// Extended, when set, is called when the file is as long as it will get and
 	// nothing else of it is changed. It returns an error when somebody had opened
 	// it before that: see extend. Who opens it later reads right.
@@ -25,6 +34,17 @@ type Moving struct {
 
 	// Step, when set, is called with each of Labels on the way. Tests stop there.
 	Step func(label string)
+}
+
+// batchBytes is the bound of bytes in a batch. Where no bytes are moved there is none.
+func (m *Moving) batchBytes() int64 {
+	switch {
+	case m.Unmoved:
+		return 0
+	case m.batch > 0:
+		return m.batch
+	}
+	return maxBatchBytes
 }
 
 // Result is what an absorb or a merge did.
@@ -50,13 +70,15 @@ type mover struct {
 	writer *writer
 	copier *copier
 	oldEnd int64 // the file's size at the start
+	first  int64 // the cluster behind the last one in use at the start
 	length int64 // its size from extend to cut
+	bare   bool  // behind writer.first there is nothing but data that nothing leads to or counts
 	total  Work
 	done   int64
 	result Result
 }
 
-func openMover(f File, how Moving) (*mover, error) {
+func openMover(ctx context.Context, f File, how Moving) (*mover, error) {
 	if how.Progress == nil {
 		how.Progress = func(int64, int64) {}
 	}
@@ -69,7 +91,9 @@ func openMover(f File, how Moving) (*mover, error) {
 	}
 	// What an earlier run could not sync may be in the page cache and not on the
 	// disk, as if it were durable.
-	evict(f, 0, size)
+	if err := evictAll(ctx, f, 0, size); err != nil {
+		return nil, err
+	}
 	im, err := Open(f)
 	if err != nil {
 		return nil, err
@@ -90,8 +114,9 @@ func (m *mover) inspect(ctx context.Context) (*census, error) {
 		return nil, corrupt("%s", c.found.Corruptions[0])
 	}
 	cluster := m.im.cluster()
-	end := max((m.oldEnd+cluster-1)/cluster, c.refs.highest+1)
-	m.writer = newWriter(m.file, m.im, refs, end)
+	m.first = max((m.oldEnd+cluster-1)/cluster, c.refs.highest+1)
+	m.writer = newWriter(m.file, m.im, refs, m.first)
+	m.bare = true
 	return c, nil
 }
 
@@ -130,7 +155,7 @@ func (m *mover) measure(ctx context.Context) error {
 		return err
 	}
 	m.result.Work = m.total
-	m.copier = &copier{file: m.file, pace: pace{limit: m.Limit, progress: func(n int64) {
+	m.copier = &copier{file: m.file, pace: pace{limit: m.Limit, unmoved: m.Unmoved, progress: func(n int64) {
 		m.done += n
 		m.Progress(m.done, m.total.Bytes())
 	}}}
@@ -192,10 +217,14 @@ func (m *mover) store(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m.bare = false
 	if err := w.write(ctx, w.storeWrites()); err != nil {
 		return err
 	}
-	m.result.Calls = m.copier.calls
+	m.result.Calls, m.copier.unsynced = m.copier.calls, 0
 	return syncFile(m.file)
 }
 
@@ -219,6 +248,9 @@ func (m *mover) fill(ctx context.Context, r run) error {
 				return err
 			}
 			m.copier.pace.progress(int64(len(p)))
+			if err := m.copier.wrote(int64(len(p))); err != nil {
+				return err
+			}
 			guest, off, n = guest+int64(len(p)), off+int64(len(p)), n-int64(len(p))
 		}
 		return nil
@@ -272,18 +304,47 @@ func (m *mover) reopen() error {
 	m.im = child
 	m.writer.im, m.writer.refs.im = child, child
 	m.writer.refs.table.fresh, m.writer.refs.table.dirty = false, map[int64]bool{}
+	m.writer.reset()
+	m.bare = true
 	return nil
 }
 
 // giveBackAfter returns what was stored and not linked, after an error that leaves
-// no doubt about what is in the file. It does so also when ctx is at its end: it
-// takes as long as the inspection did.
+// no doubt about what is in the file. It does so also when ctx is at its end, and
+// somebody waits for that. While clusters are being stored, which is what takes the
+// time, it takes none: they are cut off, and what of them is not written yet need
+// not be. Later it takes as long as the inspection did.
 func (m *mover) giveBackAfter(ctx context.Context, err error) error {
 	if err == nil || errors.Is(err, ErrSync) || errors.Is(err, ErrChanged) || m.writer == nil {
 		return err
 	}
-	if back := Reclaim(context.WithoutCancel(ctx), m.file, m.oldEnd); back != nil {
+	giveBack := m.reclaim
+	if m.bare {
+		giveBack = m.cutBack
+	}
+	if back := giveBack(context.WithoutCancel(ctx)); back != nil {
 		err = errors.Join(err, fmt.Errorf("clusters that are not used stay behind in the image: %w", back))
 	}
 	return err
+}
+
+// cutBack cuts the batch off. A power cut after it brings back at most what nobody
+// counts, behind the end of all that is in use.
+func (m *mover) cutBack(context.Context) error {
+	end := m.writer.first * m.im.cluster()
+	if m.writer.first == m.first {
+		end = m.oldEnd // which need not be that of a cluster
+	}
+	if err := m.file.Truncate(end); err != nil {
+		return fmt.Errorf("cut the file off at %d: %w", end, err)
+	}
+	return nil
+}
+
+// reclaim is Reclaim without doubts about the page cache: no sync has failed.
+func (m *mover) reclaim(ctx context.Context) error {
+	if err := syncFile(m.file); err != nil {
+		return err
+	}
+	return reclaim(ctx, m.file, m.oldEnd)
 }

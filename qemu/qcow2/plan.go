@@ -7,16 +7,17 @@ import "context"
 type planner struct {
 	child       *Image
 	away, below *walk // below has no layers when the child becomes a full
+	maxBytes    int64 // of a batch; see there
 }
 
-func newPlanner(child *Image, away, below []*Image) planner {
-	return planner{child, newWalk(NewChain(away...)), newWalk(NewChain(below...))}
+func newPlanner(child *Image, away, below []*Image, maxBytes int64) planner {
+	return planner{child, newWalk(NewChain(away...)), newWalk(NewChain(below...)), maxBytes}
 }
 
 // Measure is how much Absorb would have to do: exactly, from the images' tables
 // alone.
 func Measure(ctx context.Context, child *Image, away, below []*Image) (Work, error) {
-	p := newPlanner(child, away, below)
+	p := newPlanner(child, away, below, 0)
 	var w Work
 	for off := int64(0); off < child.virtual; {
 		b, next, err := p.plan(ctx, off)
@@ -31,7 +32,7 @@ func Measure(ctx context.Context, child *Image, away, below []*Image) (Work, err
 
 // plan fills a batch from off on, and tells where the next one begins.
 func (p *planner) plan(ctx context.Context, off int64) (b *batch, next int64, err error) {
-	b = newBatch(p.child.geometry)
+	b = newBatch(p.child.geometry, p.maxBytes)
 	for off < p.child.virtual {
 		if err := ctx.Err(); err != nil {
 			return nil, 0, err
@@ -81,7 +82,7 @@ func (p *planner) next(b *batch, off, end int64) (int64, error) {
 	case e.Kind == Compressed:
 		return p.compressed(b, e, run{off, whole}, end)
 	}
-	n := b.take(off, whole)
+	n := b.takeData(off, whole)
 	if n > 0 {
 		b.pieces = append(b.pieces, piece{run{off, n}, e.Layer, e.Host})
 	}
@@ -95,7 +96,7 @@ func (p *planner) compressed(b *batch, e Extent, r run, end int64) (int64, error
 	from := p.away.layers[e.Layer]
 	asIs := from.clusterBits == b.clusterBits && from.header.CompressionType == p.child.header.CompressionType &&
 		r.guest%b.cluster() == 0 && r.n == b.cluster()
-	n := b.take(r.guest, r.n)
+	n := b.takeData(r.guest, r.n)
 	switch {
 	case n == 0:
 	case asIs && n == r.n:
@@ -129,7 +130,7 @@ func (p *planner) unit(b *batch, r run) (int64, error) {
 	case zero:
 		return p.zeros(b, r)
 	}
-	n := b.take(r.guest, r.n)
+	n := b.takeData(r.guest, r.n)
 	if n > 0 {
 		b.mixed = append(b.mixed, run{r.guest, n})
 	}

@@ -121,6 +121,7 @@ func (p *proof) absorb() string {
 		away:  p.open(p.awayLayers()), below: p.open(p.below()),
 		verify: p.chance(50),
 	}
+	j.batch = smallBatch(j.child)
 	if below := p.below(); len(below) > 0 {
 		j.name, j.format = below[0].name, below[0].format()
 	}

@@ -71,9 +71,13 @@ func (w *writer) release(ctx context.Context) error {
 // A cluster is free when nothing on the disk leads to it: entries that were written
 // and not synced may be lost, and with them back it would be in use.
 func Reclaim(ctx context.Context, f File, oldEnd int64) error {
-	if err := settle(f); err != nil {
+	if err := settle(ctx, f); err != nil {
 		return err
 	}
+	return reclaim(ctx, f, oldEnd)
+}
+
+func reclaim(ctx context.Context, f File, oldEnd int64) error {
 	im, err := Open(f)
 	if err != nil {
 		return err
@@ -97,15 +101,15 @@ func Reclaim(ctx context.Context, f File, oldEnd int64) error {
 
 // settle makes durable what was written to a file, and has it read from the disk
 // from now on: after a sync that failed the page cache has what never got there.
-func settle(f File) error {
+func settle(ctx context.Context, f File) error {
 	if err := syncFile(f); err != nil {
 		return err
 	}
 	size, err := f.Size()
-	if err == nil {
-		evict(f, 0, size)
+	if err != nil {
+		return err
 	}
-	return err
+	return evictAll(ctx, f, 0, size)
 }
 
 // free gives back the clusters at or behind from that are counted too often.

@@ -31,7 +31,7 @@ import (
 // It ends with ctx until it begins to write, and not any more then: nothing would
 // be lost, but it would have to be done again.
 func RepairLeaks(ctx context.Context, f File) (freed int64, err error) {
-	if err := settle(f); err != nil {
+	if err := settle(ctx, f); err != nil {
 		return 0, err
 	}
 	im, err := Open(f)

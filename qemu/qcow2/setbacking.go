@@ -39,6 +39,27 @@ func SetBacking(f File, name, format string) error {
 	return changeHeader(f, HeaderChange{Backing: &Backing{name, format}})
 }
 
+// CanSetBacking is nil when SetBacking would do it and nothing would be lost, and
+// ErrNoRoom or ErrFallback when the change can be had in a copy only.
+//
+// More images can be given a name than can absorb (InPlace). Where the same parent
+// is named in another way, nothing but the name matters: refcounts may be stale,
+// because no cluster is taken and the dirty bit stays; and a snapshot reads from
+// the backing file whatever that is called. A feature that is not known is another
+// matter: a writer must clear its bit, and with it what the feature was for.
+func CanSetBacking(f Source, name, format string) error {
+	c := HeaderChange{Backing: &Backing{Name: name, Format: format}}
+	h, cluster0, err := readCluster0(f, c)
+	if err != nil {
+		return err
+	}
+	if h.Autoclear&^knownAutoclear != 0 {
+		return errAutoclear
+	}
+	_, err = planHeader(cluster0, h, c)
+	return err
+}
+
 // changeHeader changes a header crash-safely: names the new parent's name in
 // slack, syncs, writes sector 0, syncs.
 func changeHeader(f File, c HeaderChange) error {

@@ -127,7 +127,11 @@ func (q qemuDir) insertUnknown(n int) {
 func (q qemuDir) change(b Backing, room bool) {
 	q.t.Helper()
 	f, old := q.open()
+	can := CanSetBacking(f, b.Name, b.Format)
 	err := SetBacking(f, b.Name, b.Format)
+	if (err == nil) != (can == nil) || errors.Is(err, ErrNoRoom) != errors.Is(can, ErrNoRoom) {
+		q.t.Errorf("to %d bytes, %s: asked it was %v, and then %v", len(b.Name), b.Format, can, err)
+	}
 	_ = f.Close() // synced, or to be read again
 	now, want := q.read(), b
 	switch {

@@ -25,17 +25,23 @@ func writeAt(f File, p []byte, off int64) error {
 	}
 }
 
-// copyChunk is how much is copied before a cancelled context is noticed, and
-// the most that is buffered when the kernel cannot copy by itself.
+// copyChunk is how much the kernel is asked to copy where no bytes are moved, and
+// bufferSize how much is moved at once, by whomever: so long it takes at most until
+// a cancelled context is noticed.
 const (
 	copyChunk  = 8 << 20
 	bufferSize = 1 << 20
 )
 
+// maxUnsynced is how much is moved before it is made durable. A sync cannot be
+// ended, and with all of a batch to be written it would take as long as the batch.
+const maxUnsynced = 64 << 20
+
 // pace is told of each number of bytes before they are moved and after.
 type pace struct {
 	limit    func(ctx context.Context, n int64) error // waits; nil for none
 	progress func(n int64)
+	unmoved  bool // what the kernel copies moves no bytes
 }
 
 func (p pace) before(ctx context.Context, n int64) error {
@@ -48,9 +54,9 @@ func (p pace) before(ctx context.Context, n int64) error {
 	return p.limit(ctx, n)
 }
 
-// chunk is how much is moved at once: with a limit less, so that it is smooth.
+// chunk is how much is copied at once: with a limit less, so that it is smooth.
 func (p pace) chunk() int64 {
-	if p.limit != nil {
+	if p.limit != nil || !p.unmoved {
 		return bufferSize
 	}
 	return copyChunk
@@ -58,12 +64,13 @@ func (p pace) chunk() int64 {
 
 // copier copies from layers to a file, in the kernel where that is possible.
 type copier struct {
-	file   File
-	fresh  int64 // from here on the file is a hole until it is written
-	byHand bool  // the kernel said that it cannot
-	buffer []byte
-	calls  int
-	pace   pace
+	file     File
+	fresh    int64 // from here on the file is a hole until it is written
+	byHand   bool  // the kernel said that it cannot
+	buffer   []byte
+	calls    int
+	unsynced int64 // bytes that were written since the last sync
+	pace     pace
 }
 
 // copy copies c from im's file. Behind the end of that there are zeros.
@@ -78,9 +85,24 @@ func (k *copier) copy(ctx context.Context, im *Image, c copying) error {
 			return err
 		}
 		k.pace.progress(n)
+		if k.byHand || !k.pace.unmoved {
+			if err := k.wrote(n); err != nil {
+				return err
+			}
+		}
 		c.src, c.dst, c.n = c.src+n, c.dst+n, c.n-n
 	}
 	return nil
+}
+
+// wrote syncs the file when much of it was written. Nothing leads there yet, so it
+// does no harm that it comes early.
+func (k *copier) wrote(n int64) error {
+	if k.unsynced += n; k.unsynced < maxUnsynced {
+		return nil
+	}
+	k.unsynced = 0
+	return syncFile(k.file)
 }
 
 // some copies at most n bytes, at least one.

@@ -39,7 +39,9 @@ func (m *mover) verify(ctx context.Context, b *batch, links []write) error {
 	if !m.Verify {
 		return nil
 	}
-	m.evict()
+	if err := m.evict(ctx); err != nil {
+		return err
+	}
 	child, err := Open(patched{m.file, links})
 	if err != nil {
 		return err
@@ -51,17 +53,32 @@ func (m *mover) verify(ctx context.Context, b *batch, links []write) error {
 			return err
 		}
 		r.n = min(r.n, child.virtual-r.guest)
-		return buffers.same(m.old, after, r)
+		return buffers.same(ctx, m.old, after, r)
 	})
 }
 
 // evict has the disk read again and not what the kernel remembers of it.
-func (m *mover) evict() {
+func (m *mover) evict(ctx context.Context) error {
 	for _, c := range m.writer.copies {
-		evict(m.file, c.dst, c.n)
+		if err := evictAll(ctx, m.file, c.dst, c.n); err != nil {
+			return err
+		}
 	}
 	first := m.writer.first * m.im.cluster()
-	evict(m.file, first, m.writer.end*m.im.cluster()-first)
+	return evictAll(ctx, m.file, first, m.writer.end*m.im.cluster()-first)
+}
+
+// evictAll evicts in pieces that take no time to speak of, and of which there are
+// few, however long a file says it is: most of a very long one is not in memory.
+func evictAll(ctx context.Context, f Source, off, n int64) error {
+	const most = 64
+	for piece := max(256<<20, n/most+1); n > 0; off, n = off+piece, n-piece {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		evict(f, off, min(piece, n))
+	}
+	return nil
 }
 
 func evict(f Source, off, n int64) {
@@ -82,8 +99,11 @@ func (b *buffers) two() (p, q []byte) {
 
 // same compares a run of two chains. What both have in the same blocks of the disk
 // is not read.
-func (b *buffers) same(x, y *Chain, r run) error {
+func (b *buffers) same(ctx context.Context, x, y *Chain, r run) error {
 	for end := r.guest + r.n; r.guest < end; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		e, err := x.Extent(r.guest, end-r.guest)
 		if err != nil {
 			return err
