@@ -44,6 +44,9 @@ func (n *node) Getattr(_ ctxt, f gofs.FileHandle, out *fuse.AttrOut) syscall.Err
 
 // Setattr implements chmod(2), chown(2), utimensat(2) and truncate(2).
 func (n *node) Setattr(ctx ctxt, f gofs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	if n.isOurs() {
+		return syscall.EPERM
+	}
 	if size, ok := in.GetSize(); ok {
 		if errno := n.truncate(ctx, f, int64(size)); errno != 0 {
 			return errno

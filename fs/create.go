@@ -33,11 +33,15 @@ func (n *node) Symlink(ctx ctxt, target, name string, out *fuse.EntryOut) (*gofs
 
 // Link implements link(2). The new name is an image of its own if the file is one.
 func (n *node) Link(ctx ctxt, target gofs.InodeEmbedder, name string, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
-	p, errno := n.newName(name)
+	p, errno := n.toChange(name)
 	if errno != 0 {
 		return nil, errno
 	}
-	fd, release, errno := target.(*node).fd(nil)
+	from, ok := target.(*node)
+	if !ok || from.isOurs() {
+		return nil, syscall.EPERM
+	}
+	fd, release, errno := from.fd(nil)
 	if errno != 0 {
 		return nil, errno
 	}
@@ -53,7 +57,7 @@ func (n *node) Link(ctx ctxt, target gofs.InodeEmbedder, name string, out *fuse.
 
 // make creates a file that is no regular one, for the caller.
 func (n *node) make(ctx ctxt, name string, mode uint32, out *fuse.EntryOut, create func(dir int, name string) error) (*gofs.Inode, syscall.Errno) {
-	p, errno := n.newName(name)
+	p, errno := n.toChange(name)
 	if errno != 0 {
 		return nil, errno
 	}
@@ -112,7 +116,7 @@ func (m *mount) ownFD(fd int, p chain.Path, mode uint32, owner fuse.Owner) error
 
 // Create implements open(2) with O_CREAT.
 func (n *node) Create(ctx ctxt, name string, flags, mode uint32, out *fuse.EntryOut) (*gofs.Inode, gofs.FileHandle, uint32, syscall.Errno) {
-	p, errno := n.newName(name)
+	p, errno := n.toChange(name)
 	if errno != 0 {
 		return nil, nil, 0, errno
 	}
@@ -141,9 +145,7 @@ func (n *node) Create(ctx ctxt, name string, flags, mode uint32, out *fuse.Entry
 	h.dirty.Store(true)
 	h.node.keep(h)
 	n.mount.fresh.add(n.mount.stable(st))
-	if h.writes {
-		n.mount.writers.add(h.key)
-	}
+	n.mount.openedBy(h).add(h.key)
 	return inode, h, 0, 0
 }
 

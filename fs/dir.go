@@ -13,8 +13,8 @@ import (
 
 // Lookup implements the look-up of one name.
 func (n *node) Lookup(ctx ctxt, name string, out *fuse.EntryOut) (*gofs.Inode, syscall.Errno) {
-	if n.hides(name) {
-		return nil, syscall.ENOENT
+	if n.isControl(name) {
+		return n.mount.control.enter(ctx, out)
 	}
 	p, errno := n.child(name)
 	if errno != 0 {
@@ -70,7 +70,7 @@ func (n *node) list(p chain.Path, file *os.File) ([]fuse.DirEntry, error) {
 	names := make([]string, 0, len(found))
 	for _, e := range found {
 		name := e.Name()
-		if n.hides(name) || chain.IsHidden(name) {
+		if chain.IsHidden(name) {
 			continue
 		}
 		names = append(names, name)
@@ -79,11 +79,22 @@ func (n *node) list(p chain.Path, file *os.File) ([]fuse.DirEntry, error) {
 	n.mount.tree.View(func(g *chain.Graph) { g.NewestFirst(p, names) })
 	list := make([]fuse.DirEntry, 0, len(names)+2)
 	list = append(list, fuse.DirEntry{Name: ".", Mode: unix.S_IFDIR}, fuse.DirEntry{Name: "..", Mode: unix.S_IFDIR})
-	for _, name := range names {
-		list = append(list, entries[name])
+	for i, name := range names {
+		entry := entries[name]
+		if len(names) >= sortedByInode {
+			entry.Ino = uint64(i + 1)
+		}
+		list = append(list, entry)
 	}
 	return list, nil
 }
+
+// sortedByInode is the number of names from which on each gets an inode number
+// of its own in a listing, in the order of the listing. GNU rm, find and du (fts
+// of gnulib) keep that order in directories of up to 10,000 names, and sort
+// larger ones by these numbers, which nobody takes for those of stat(2): for a
+// mount point they differ as well.
+const sortedByInode = 10_000
 
 func typeBits(m os.FileMode) uint32 {
 	switch m.Type() {
@@ -117,11 +128,31 @@ func (d *directory) Releasedir(ctxt, uint32) {
 func (d *directory) Fsyncdir(ctxt, uint32) syscall.Errno { return errnoOf(d.file.Sync()) }
 
 // Rmdir implements rmdir(2).
-func (n *node) Rmdir(_ ctxt, name string) syscall.Errno {
-	if n.hides(name) {
-		return syscall.ENOENT
+func (n *node) Rmdir(ctx ctxt, name string) syscall.Errno {
+	p, errno := n.toChange(name)
+	if errno != 0 {
+		return errno
 	}
-	return n.at(name, func(dir int, name string) error { return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR) })
+	errno = n.at(name, func(dir int, name string) error { return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR) })
+	if errno == syscall.ENOTEMPTY || errno == syscall.EEXIST {
+		return n.mount.removeHiding(ctx, p)
+	}
+	return errno
+}
+
+// removeHiding removes a directory in which nothing is left for its user: what
+// is in it was deleted, and lies there until its children have absorbed it.
+func (m *mount) removeHiding(ctx ctxt, p chain.Path) syscall.Errno {
+	only, err := m.source.OnlyHidden(p)
+	if err != nil {
+		return m.deleteErrno(p, err)
+	}
+	if !only {
+		return syscall.ENOTEMPTY
+	}
+	err = m.tree.Rmdir(ctx, p)
+	m.tell("rmdir", p, err)
+	return m.deleteErrno(p, err)
 }
 
 // at calls f with the directory that holds a name of n.

@@ -62,6 +62,9 @@ func (n *node) openHandle(ctx ctxt, flags uint32) (*handle, syscall.Errno) {
 // an operation that starts in between meets one of the two. O_NONBLOCK: a FIFO
 // that took the file's place on the tree must not stop us, and its opener, for ever.
 func (n *node) openAt(ctx ctxt, p chain.Path, flags uint32) (*handle, syscall.Errno) {
+	if writes(flags) && chain.InHidden(p) {
+		return nil, syscall.EPERM
+	}
 	mode := int(flags)&^notPassed | unix.O_NOFOLLOW | unix.O_NONBLOCK
 	if flags&unix.O_TRUNC != 0 && flags&unix.O_ACCMODE == unix.O_RDONLY {
 		mode = mode&^unix.O_ACCMODE | unix.O_RDWR
@@ -81,8 +84,8 @@ func (n *node) openAt(ctx ctxt, p chain.Path, flags uint32) (*handle, syscall.Er
 	}
 	h := &handle{node: n, fd: fd, key: keyOf(st), writes: writes(flags)}
 	n.keep(h)
+	n.mount.openedBy(h).add(h.key)
 	if h.writes {
-		n.mount.writers.add(h.key)
 		if err := n.mount.tree.CheckWrite(ctx, p, st.Ino, st.Nlink, n.mount.fresh.has(n.mount.stable(st))); err != nil {
 			n.mount.tell("open for writing", p, err)
 			n.closeHandle(h)
@@ -99,6 +102,14 @@ func (n *node) openAt(ctx ctxt, p chain.Path, flags uint32) (*handle, syscall.Er
 	return h, 0
 }
 
+// openedBy is where a handle is counted.
+func (m *mount) openedBy(h *handle) *counts {
+	if h.writes {
+		return &m.writers
+	}
+	return &m.readers
+}
+
 func (n *node) keep(h *handle) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -113,9 +124,7 @@ func (n *node) closeHandle(h *handle) syscall.Errno {
 	n.mu.Lock()
 	delete(n.open, h)
 	n.mu.Unlock()
-	if h.writes {
-		n.mount.writers.remove(h.key)
-	}
+	n.mount.openedBy(h).remove(h.key)
 	err := unix.Close(h.fd)
 	h.lookAgain()
 	return errnoOf(err)

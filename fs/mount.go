@@ -31,6 +31,10 @@ type Options struct {
 
 	// MountOptions are further options for the kernel: nodev, noexec, …
 	MountOptions []string
+
+	// Status is the text of .chainfs/status.json, made anew for each call. Without
+	// it there is no such file.
+	Status func() ([]byte, error)
 }
 
 // cacheFor is how long the kernel may answer for directories and symbolic links
@@ -59,10 +63,12 @@ type mount struct {
 	log     *slog.Logger
 	root    *node
 	rootDev uint64
-	writers writers
+	writers counts // the files that are open for writing
+	readers counts // and for reading alone
 	fresh   fresh
 
 	presence presence
+	control  *controlDir
 }
 
 // Mount mounts the tree and returns when the mount answers. The process's
@@ -75,6 +81,7 @@ func Mount(opts Options) (*Server, error) {
 	}
 	m.rootDev = device(st)
 	m.root = &node{mount: m}
+	m.control = newControlDir(m)
 	if !opts.ReadOnly {
 		m.tree.Watch(m)
 	}
@@ -123,8 +130,8 @@ func (s *Server) Wait() { s.fuse.Wait() }
 // Unmount unmounts; it fails while the mount is in use.
 func (s *Server) Unmount() error { return s.fuse.Unmount() }
 
-// writers are the files that are open for writing through the mount.
-type writers struct {
+// counts says how often files are open through the mount.
+type counts struct {
 	mu   sync.Mutex
 	open map[fileKey]int // guarded by mu
 }
@@ -132,7 +139,7 @@ type writers struct {
 // fileKey names an inode of the tree.
 type fileKey struct{ dev, ino uint64 }
 
-func (w *writers) add(k fileKey) {
+func (w *counts) add(k fileKey) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.open == nil {
@@ -141,7 +148,7 @@ func (w *writers) add(k fileKey) {
 	w.open[k]++
 }
 
-func (w *writers) remove(k fileKey) {
+func (w *counts) remove(k fileKey) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.open[k]--; w.open[k] == 0 {
@@ -149,7 +156,7 @@ func (w *writers) remove(k fileKey) {
 	}
 }
 
-func (w *writers) has(k fileKey) bool {
+func (w *counts) has(k fileKey) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.open[k] > 0
@@ -189,7 +196,7 @@ func (f *fresh) has(id gofs.StableAttr) bool {
 
 var _ chain.Watcher = (*mount)(nil)
 
-// InUse knows who has a file open for writing through this mount.
+// InUse knows who has a file open through this mount.
 func (m *mount) InUse(p chain.Path) (chain.Use, error) {
 	st, err := m.statPath(p)
 	if err == unix.ENOENT || err == unix.ENOTDIR {
@@ -198,8 +205,9 @@ func (m *mount) InUse(p chain.Path) (chain.Use, error) {
 	if err != nil {
 		return chain.Use{}, err
 	}
-	if !m.writers.has(keyOf(st)) {
-		return chain.Use{}, nil
+	use := chain.Use{Writer: m.writers.has(keyOf(st)), Reader: m.readers.has(keyOf(st))}
+	if use.Writer || use.Reader {
+		use.By = "a process that works through the mount"
 	}
-	return chain.Use{Writer: true, By: "a process that works through the mount"}, nil
+	return use, nil
 }

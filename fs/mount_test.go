@@ -65,8 +65,14 @@ func mountTree(t *testing.T, prepare func(tree string)) *mounted {
 	return mountTreeWith(t, prepare, qemu.Options{})
 }
 
+// mountWith is mountTree with options of the mount.
+func mountWith(t *testing.T, prepare func(tree string), change func(*Options)) *mounted {
+	t.Helper()
+	return mountTreeWith(t, prepare, qemu.Options{}, change)
+}
+
 // mountTreeWith is mountTree with options of the rebaser.
-func mountTreeWith(t *testing.T, prepare func(tree string), opts qemu.Options) *mounted {
+func mountTreeWith(t *testing.T, prepare func(tree string), opts qemu.Options, change ...func(*Options)) *mounted {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
@@ -89,10 +95,14 @@ func mountTreeWith(t *testing.T, prepare func(tree string), opts qemu.Options) *
 		Log:      slog.New(slog.NewTextHandler(m.log, nil)),
 	})
 	must(t, err)
-	server, err := Mount(Options{
+	options := Options{
 		Source: src, Tree: m.chain, Mountpoint: m.dir, TreeID: src.ID(), FsName: m.tree,
 		AllowOther: true, Log: slog.New(slog.NewTextHandler(m.log, nil)),
-	})
+	}
+	for _, f := range change {
+		f(&options)
+	}
+	server, err := Mount(options)
 	must(t, err)
 	t.Cleanup(func() {
 		if err := server.Unmount(); err != nil {
@@ -238,14 +248,25 @@ func TestListingIsNewestFirst(t *testing.T) {
 	if got := strings.Fields(run(t, m.dir, "ls", "-UA")); !slices.Equal(got, []string{"vm"}) {
 		t.Errorf("ls -UA = %v", got)
 	}
-	if _, err := os.Stat(m.dir + "/.chainfs"); !os.IsNotExist(err) {
-		t.Errorf("the control directory is visible: %v", err)
-	}
-	wantErrno(t, os.Mkdir(m.dir+"/.chainfs", 0o755), unix.EPERM)
+	wantErrno(t, os.Mkdir(m.dir+"/vm/.chainfs", 0o755), unix.EPERM)
 	run(t, m.dir, "rm", "-rf", "vm")
 	if strings.Contains(m.log.String(), "rebasing") {
 		t.Errorf("rm -rf of a VM merged something:\n%s", m.log)
 	}
+}
+
+// A directory that is not empty for its user is not removed, be there hidden
+// names in it or not.
+func TestRmdirNotEmpty(t *testing.T) {
+	m := mountTree(t, func(tree string) {
+		must(t, os.Mkdir(tree+"/d", 0o755))
+		must(t, os.WriteFile(tree+"/d/.chainfs-7-r", nil, 0o644))
+		must(t, os.WriteFile(tree+"/d/f", nil, 0o644))
+	})
+	wantErrno(t, unix.Rmdir(m.dir+"/d"), unix.ENOTEMPTY)
+	must(t, os.Mkdir(m.dir+"/empty", 0o755))
+	must(t, unix.Rmdir(m.dir+"/empty"))
+	wantErrno(t, unix.Rmdir(m.dir+"/empty"), unix.ENOENT)
 }
 
 // An interrupted rm gets EINTR, and file and chain are whole.

@@ -78,16 +78,27 @@ func (n *node) child(name string) (chain.Path, syscall.Errno) {
 	return dir.Join(name), 0
 }
 
-// newName is child for a name that is to be created.
-func (n *node) newName(name string) (chain.Path, syscall.Errno) {
-	if n.hides(name) || chain.IsHidden(name) {
-		return "", syscall.EPERM
+// toChange is child for a name that is to be created, changed or removed. What
+// has a hidden name, and what lies below one, belongs to chainfs: it can be
+// looked up and read, because images read through it, and is changed by chainfs
+// alone.
+func (n *node) toChange(name string) (chain.Path, syscall.Errno) {
+	p, errno := n.child(name)
+	if errno == 0 && chain.InHidden(p) {
+		errno = syscall.EPERM
 	}
-	return n.child(name)
+	return p, errno
 }
 
-// hides reports whether the name is chainfs's own and not to be seen in n.
-func (n *node) hides(name string) bool { return name == chain.ControlName && n.IsRoot() }
+// isOurs reports whether the node has, or is below, a hidden name.
+func (n *node) isOurs() bool {
+	p, ok := n.path()
+	return ok && chain.InHidden(p)
+}
+
+// isControl reports whether the name is that of the control directory in n. The
+// tree has a directory of this name too, which is never seen in the mount.
+func (n *node) isControl(name string) bool { return name == chain.ControlName && n.IsRoot() }
 
 // fd is a descriptor for calls about the file itself; opened with O_PATH where
 // no better one is at hand. The caller calls release.

@@ -11,13 +11,7 @@ import (
 // Unlink implements unlink(2): the plan for the file is made and carried out
 // before it returns.
 func (n *node) Unlink(ctx ctxt, name string) syscall.Errno {
-	if n.hides(name) {
-		return syscall.ENOENT
-	}
-	if chain.IsHidden(name) {
-		return syscall.EPERM
-	}
-	p, errno := n.child(name)
+	p, errno := n.toChange(name)
 	if errno != 0 {
 		return errno
 	}
@@ -58,17 +52,15 @@ func (m *mount) tell(act string, p chain.Path, err error) {
 
 // Rename implements renameat2(2).
 func (n *node) Rename(ctx ctxt, name string, newParent gofs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
-	if n.hides(name) {
-		return syscall.ENOENT
-	}
-	if chain.IsHidden(name) {
-		return syscall.EPERM
-	}
-	from, errno := n.child(name)
+	from, errno := n.toChange(name)
 	if errno != 0 {
 		return errno
 	}
-	to, errno := newParent.(*node).newName(newName)
+	dir, ok := newParent.(*node)
+	if !ok {
+		return syscall.EPERM
+	}
+	to, errno := dir.toChange(newName)
 	if errno != 0 {
 		return errno
 	}

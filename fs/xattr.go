@@ -76,7 +76,7 @@ func orRange(errno syscall.Errno) syscall.Errno {
 
 // Setxattr implements setxattr(2).
 func (n *node) Setxattr(_ ctxt, attr string, data []byte, flags uint32) syscall.Errno {
-	if strings.HasPrefix(attr, attrPrefix) {
+	if strings.HasPrefix(attr, attrPrefix) || n.isOurs() {
 		return syscall.EPERM
 	}
 	_, errno := n.withXattr(func(path string) (int, error) { return 0, unix.Setxattr(path, attr, data, int(flags)) })
@@ -85,7 +85,7 @@ func (n *node) Setxattr(_ ctxt, attr string, data []byte, flags uint32) syscall.
 
 // Removexattr implements removexattr(2).
 func (n *node) Removexattr(_ ctxt, attr string) syscall.Errno {
-	if strings.HasPrefix(attr, attrPrefix) {
+	if strings.HasPrefix(attr, attrPrefix) || n.isOurs() {
 		return syscall.EPERM
 	}
 	_, errno := n.withXattr(func(path string) (int, error) { return 0, unix.Removexattr(path, attr) })
