@@ -20,8 +20,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Commands: append([]*cli.Command{
 			mountCommand(), umountCommand(),
 			treeCommand(), infoCommand(), whyCommand(),
-			rmCommand(), rebaseCommand(),
-			scanCommand(), opsCommand(), checkCommand(),
+			rmCommand(), undeleteCommand(), trashCommand(), rebaseCommand(),
+			scanCommand(), opsCommand(), waitCommand(), checkCommand(),
 			versionCommand(),
 		}, testCommands()...),
 		// Errors are printed in one place, and nothing but main exits.
@@ -37,16 +37,24 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	for _, command := range app.Commands {
 		command.OnUsageError = usageError
 		command.HideHelpCommand = true
+		for _, sub := range command.Subcommands {
+			sub.OnUsageError = usageError
+			sub.HideHelpCommand = true
+		}
 	}
 	return app
 }
 
 func usageError(c *cli.Context, err error, _ bool) error {
-	name := "chainfs"
-	if c.Command != nil && c.Command.Name != "" && c.Command.Name != name {
-		name += " " + c.Command.Name
+	return fmt.Errorf("%w; %s --help shows what there is", err, fullName(c))
+}
+
+// fullName is how a command is called: chainfs ops cancel.
+func fullName(c *cli.Context) string {
+	if c.Command != nil && c.Command.HelpName != "" {
+		return c.Command.HelpName
 	}
-	return fmt.Errorf("%w; %s --help shows what there is", err, name)
+	return "chainfs"
 }
 
 // The flags that several commands have.
@@ -64,7 +72,7 @@ func arguments(c *cli.Context, min, max int) error {
 	if n >= min && (max < 0 || n <= max) {
 		return nil
 	}
-	return fmt.Errorf("usage: chainfs %s %s", c.Command.Name, c.Command.ArgsUsage)
+	return fmt.Errorf("usage: %s %s", fullName(c), c.Command.ArgsUsage)
 }
 
 // pathOrHere is the path that was given. An empty one was given by mistake: it
@@ -77,7 +85,8 @@ func pathOrHere(c *cli.Context) string {
 }
 
 // flagsFirst moves flags before the arguments: people write them behind, and so
-// does mount(8). After "--" nothing is a flag.
+// does mount(8). After "--" nothing is a flag. The name of a subcommand (ops
+// cancel) stays in front, and the flags are its own.
 func flagsFirst(app *cli.App, args []string) ([]string, error) {
 	if len(args) < 2 {
 		return args, nil
@@ -86,12 +95,17 @@ func flagsFirst(app *cli.App, args []string) ([]string, error) {
 	if command == nil {
 		return args, nil
 	}
+	head := slices.Clone(args[:2])
 	var flags, rest []string
 	for i := 2; i < len(args); i++ {
 		arg := args[i]
 		if arg == "--" {
 			rest = append(rest, args[i+1:]...)
 			break
+		}
+		if sub := command.Command(arg); sub != nil && len(head) == 2 && len(rest) == 0 {
+			command, head = sub, append(head, arg)
+			continue
 		}
 		if len(arg) < 2 || arg[0] != '-' {
 			rest = append(rest, arg)
@@ -100,12 +114,12 @@ func flagsFirst(app *cli.App, args []string) ([]string, error) {
 		flags = append(flags, arg)
 		if takesValue(command, arg) {
 			if i++; i == len(args) {
-				return nil, fmt.Errorf("%s needs a value; chainfs %s --help shows what there is", arg, command.Name)
+				return nil, fmt.Errorf("%s needs a value; %s --help shows what there is", arg, strings.Join(append([]string{"chainfs"}, head[1:]...), " "))
 			}
 			flags = append(flags, args[i])
 		}
 	}
-	return slices.Concat(args[:2], flags, []string{"--"}, rest), nil
+	return slices.Concat(head, flags, []string{"--"}, rest), nil
 }
 
 // takesValue reports whether the argument after arg is its value.

@@ -32,6 +32,9 @@ func (b *bar) report(p chain.Progress) {
 	if p.Act == chain.ActCheck {
 		line = fmt.Sprintf("%d of %s  %s", p.Done, count(int(p.Total), "image"), p.Path)
 	}
+	if statusOf(p) != chain.Running {
+		line = fmt.Sprintf("%s  %s", sentence(p, time.Now()), someOf(p.Paths))
+	}
 	fmt.Fprint(b.w, "\r\x1b[K", cut(line, b.width-1))
 }
 

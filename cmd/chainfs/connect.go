@@ -23,7 +23,7 @@ const (
 	toWrite               // own the tree, recover, and work on it
 	toAdopt               // toWrite, and make a tree of a directory that is none
 	toInspect             // look at tree and store as they are
-	toRecall              // read the journal alone
+	toRecall              // toLook, and the journal must be there
 )
 
 // connection is a service and what must be closed after its use.
@@ -59,6 +59,9 @@ func connect(c *cli.Context, at place, n need) (connection, error) {
 	return connection{s, s, s.notes}, nil
 }
 
+// finishing is how a scan finishes what is pending: at once, while its user waits.
+var finishing = chain.Deferral{InlineLimit: -1, Keep: -1, Workers: 1}
+
 func storeOf(c *cli.Context) string { return c.String("store") }
 
 // openAlone opens a tree without a daemon.
@@ -77,6 +80,9 @@ func openAlone(c *cli.Context, at place, n need) (*session, error) {
 		Verify: copying.Verify, LimitRate: copying.LimitRate,
 		ReadOnly:  n != toWrite && n != toAdopt,
 		OpenStore: createStore,
+	}
+	if n == toAdopt {
+		opts.Deferral = &finishing
 	}
 	bare := false
 	if opts.ReadOnly {
@@ -100,7 +106,7 @@ func openAlone(c *cli.Context, at place, n need) (*session, error) {
 		return nil, err
 	}
 	s.notes = notes
-	if n == toRecall || n == toInspect && !bare {
+	if n == toInspect && !bare {
 		return s, nil
 	}
 	if err := s.openChains(c.Context); err != nil {

@@ -28,8 +28,15 @@ func parseVerify(s string) (qemu.Verify, error) {
 	return "", fmt.Errorf("verify %q is unknown; it is one of auto, always, never", s)
 }
 
-// parseRate reads a number of bytes with an optional binary unit.
 func parseRate(s string) (int64, error) {
+	if n, ok := parseBytes(s); ok {
+		return n, nil
+	}
+	return 0, fmt.Errorf("limit-rate %q is no number of bytes a second; write it as 500K, 20M or 1.5G, or 0 for no limit", s)
+}
+
+// parseBytes reads a number of bytes with an optional binary unit.
+func parseBytes(s string) (int64, bool) {
 	number, factor := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(s), "B"), "I"), 1.0
 	if i := strings.IndexAny(number, "KMGT"); i >= 0 && i == len(number)-1 {
 		factor = math.Pow(1024, float64(strings.IndexByte("KMGT", number[i])+1))
@@ -37,7 +44,7 @@ func parseRate(s string) (int64, error) {
 	}
 	n, err := strconv.ParseFloat(number, 64)
 	if bytes := n * factor; err == nil && (n == 0 || bytes >= 1) && bytes < math.MaxInt64 {
-		return int64(bytes), nil
+		return int64(bytes), true
 	}
-	return 0, fmt.Errorf("limit-rate %q is no number of bytes a second; write it as 500K, 20M or 1.5G, or 0 for no limit", s)
+	return 0, false
 }

@@ -54,6 +54,9 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		ReadOnly: cfg.ReadOnly, Log: cfg.Log, OpenStore: d.openStore,
 		Verify: cfg.Verify, LimitRate: cfg.LimitRate,
 	}
+	if !cfg.ReadOnly {
+		opts.Deferral = &cfg.Deferral
+	}
 	if d.session, err = openSession(opts); err != nil {
 		return err
 	}
@@ -66,10 +69,17 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	if err := d.session.openChains(ctx); err != nil {
 		return err
 	}
+	d.session.probe()
 	if err := d.listen(); err != nil {
 		return err
 	}
-	return d.mount()
+	if err := d.mount(); err != nil {
+		return err
+	}
+	if !cfg.ReadOnly {
+		d.session.startReclaimer()
+	}
+	return nil
 }
 
 // openStore keeps a read-only mount from writing anything anywhere.
@@ -119,7 +129,7 @@ func (d *daemon) mount() (err error) {
 		Source: d.session.source, Tree: d.session.tree, Mountpoint: cfg.Mountpoint,
 		TreeID: d.session.source.ID(), FsName: cfg.Source,
 		ReadOnly: cfg.ReadOnly, AllowOther: cfg.AllowOther, Debug: cfg.Debug,
-		MountOptions: cfg.Kernel, Log: cfg.Log,
+		MountOptions: cfg.Kernel, Log: cfg.Log, Status: d.session.statusText,
 	})
 	if err != nil {
 		return err

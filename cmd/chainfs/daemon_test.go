@@ -25,7 +25,7 @@ func mounted(t *testing.T, change func(*daemonConfig)) *daemon {
 		t.Skip("mounting needs root")
 	}
 	cfg := daemonConfig{
-		mountOptions: mountOptions{Store: t.TempDir()},
+		mountOptions: mountOptions{Store: t.TempDir(), Deferral: defaultDeferral},
 		Source:       t.TempDir(), Mountpoint: t.TempDir(),
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}

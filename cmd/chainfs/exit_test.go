@@ -20,6 +20,8 @@ func TestExits(t *testing.T) {
 		{fmt.Errorf("rm: %w", chain.Refuse("a", "x")), 3, "rm: x"},
 		{errRefusedQuietly, 3, ""},
 		{errFound, 1, ""},
+		{inBackground(context.Canceled), 1, errGoesOn.Error()},
+		{inBackground(chain.Refuse("a", "a is in use")), 1, "a is in use"},
 		{context.Canceled, 1, "interrupted; what was not yet committed is undone (chainfs ops shows it)"},
 		{errors.New("two\nlines\x1b[31m"), 1, `two; lines\x1b[31m`},
 		{&daemonError{outcome{3, "no"}}, 3, "no"},
@@ -60,6 +62,11 @@ func TestFlagsFirst(t *testing.T) {
 		{"chainfs mount --store=/x /a /b", "chainfs mount --store=/x -- /a /b"},
 		{"chainfs rm -- -f --json", "chainfs rm -- -f --json"},
 		{"chainfs info -", "chainfs info -- -"},
+		{"chainfs ops cancel 7 mnt --json", "chainfs ops cancel --json -- 7 mnt"},
+		{"chainfs ops --json retry 7", "chainfs ops retry --json -- 7"},
+		{"chainfs ops mnt cancel", "chainfs ops -- mnt cancel"},
+		{"chainfs ops cancel retry", "chainfs ops cancel -- retry"},
+		{"chainfs ops --limit 3 mnt", "chainfs ops --limit 3 -- mnt"},
 	}
 	for _, tt := range tests {
 		got, err := flagsFirst(newApp(nil, nil), strings.Fields(tt.args))

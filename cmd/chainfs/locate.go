@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -49,6 +50,28 @@ func locate(ctx context.Context, given string) (place, error) {
 		return inMount(ctx, given, real, m, mounts)
 	}
 	return inTree(ctx, given, real)
+}
+
+// locateGone is locate for what may have been deleted, and the directories that
+// it was in with it: it climbs to the nearest one that is there.
+func locateGone(ctx context.Context, given string) (place, error) {
+	at, err := locate(ctx, given)
+	abs, absErr := filepath.Abs(given)
+	for rest := ""; isGone(err) && absErr == nil && abs != "/"; {
+		rest = filepath.Join(filepath.Base(abs), rest)
+		abs = filepath.Dir(abs)
+		at, err = locate(ctx, strings.TrimSuffix(abs, "/")+"/") // a link to a directory is followed
+		if err == nil {
+			at.given, at.path = given, at.path.Join(rest)
+		}
+	}
+	return at, err
+}
+
+// isGone reports whether a path could not be located because it, or a directory
+// on the way to it, is not there.
+func isGone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR)
 }
 
 func pathError(given string, err error) error {

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -25,7 +26,7 @@ func mountCommand() *cli.Command {
 			"-o takes a comma list of options of mount(8), as far as they mean something:\n" +
 			"ro, rw, allow_other (the default for root), noallow_other, nodev, nosuid, noexec,\n" +
 			"sync, dirsync, debug; and every long option as key=value.",
-		Flags: append(copyFlags(),
+		Flags: append(slices.Concat(copyFlags(), deferralFlags()),
 			&cli.StringSliceFlag{Name: "o", Usage: "mount `OPTIONS`, separated by commas"},
 			&cli.BoolFlag{Name: "foreground", Usage: "do not become a daemon; log to stderr"},
 			&cli.StringFlag{Name: "store", EnvVars: []string{"CHAINFS_STORE"}, Usage: "keep the tree's store in `DIR`, on a local disk (default: /var/lib/chainfs/TREE-ID)"},

@@ -6,6 +6,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/chainfs/chainfs/chain"
 	"github.com/chainfs/chainfs/qemu"
 )
 
@@ -20,6 +21,7 @@ type mountOptions struct {
 	LogLevel   string
 	Verify     qemu.Verify
 	LimitRate  int64 // bytes a second; 0 for no limit
+	Deferral   chain.Deferral
 	Kernel     []string
 }
 
@@ -40,6 +42,20 @@ var valueOptions = map[string]func(*mountOptions, string) error{
 	"log-level":  func(o *mountOptions, v string) error { o.LogLevel = v; return nil },
 	"verify":     func(o *mountOptions, v string) (err error) { o.Verify, err = parseVerify(v); return err },
 	"limit-rate": func(o *mountOptions, v string) (err error) { o.LimitRate, err = parseRate(v); return err },
+
+	"inline-limit": func(o *mountOptions, v string) (err error) {
+		o.Deferral.InlineLimit, err = parseInlineLimit(v)
+		return err
+	},
+	"settle": func(o *mountOptions, v string) (err error) {
+		o.Deferral.Settle, err = parseDuration("settle", v)
+		return err
+	},
+	"keep": func(o *mountOptions, v string) (err error) {
+		o.Deferral.Keep, err = parseDuration("keep", v)
+		return err
+	},
+	"workers": func(o *mountOptions, v string) (err error) { o.Deferral.Workers, err = parseWorkers(v); return err },
 }
 
 // kernelOptions are handed to the kernel.
@@ -91,7 +107,7 @@ func (o *mountOptions) one(option string) error {
 
 // mountOptionsOf are the options of a command line; a flag goes before -o.
 func mountOptionsOf(c *cli.Context, root bool) (mountOptions, error) {
-	o := mountOptions{AllowOther: root, LogLevel: "info"}
+	o := mountOptions{AllowOther: root, LogLevel: "info", Deferral: defaultDeferral}
 	for _, list := range c.StringSlice("o") {
 		if err := o.parse(list); err != nil {
 			return o, err

@@ -20,6 +20,7 @@ func rmCommand() *cli.Command {
 			"all that stands on it.",
 		Flags: append(copyFlags(),
 			&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "print the plan and do nothing"},
+			&cli.BoolFlag{Name: "wait", Usage: "return when nothing is left to be done in the background for what was deleted"},
 			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "delete every descendant too, newest first"},
 			&cli.BoolFlag{Name: "recursive", Aliases: []string{"r", "R"}, Usage: "accepted for habit's sake: directories are always deleted with their content"},
 			jsonFlag(), storeFlag(),
@@ -43,11 +44,37 @@ func runRm(c *cli.Context) error {
 		bar := newBar(c.App.ErrWriter)
 		result, err := svc.Remove(c.Context, req, bar.report)
 		bar.clear()
-		if err != nil || !c.Bool("json") {
+		if err != nil {
 			return explain(err, at)
 		}
-		return printJSON(c.App.Writer, result)
+		if c.Bool("wait") {
+			if _, err := waitFor(c, svc, req.Paths); err != nil {
+				return fmt.Errorf("it is deleted, but its space is not free: %w", err)
+			}
+			result = settled(result)
+		}
+		if c.Bool("json") {
+			return printJSON(c.App.Writer, result)
+		}
+		printLater(c.App.Writer, result.Later)
+		return nil
 	})
+}
+
+// settled is the result of a deletion of which nothing is left to be done.
+func settled(r control.Result) control.Result {
+	if r.Later != nil {
+		r.Freed, r.Later = r.Freed+r.Later.Bytes, nil
+	}
+	return r
+}
+
+// printLater says what a deletion has left to be done, if anything.
+func printLater(w io.Writer, later *control.Later) {
+	if later != nil {
+		fmt.Fprintf(w, "%s of %s will be free later; chainfs ops follows it, chainfs undelete takes it back\n",
+			chain.Size(later.Bytes), count(later.Images, "deleted image"))
+	}
 }
 
 // removal finds all paths, which must be of one tree: they are one operation.
@@ -85,6 +112,11 @@ func dryRun(c *cli.Context, svc control.Service, req control.RemoveRequest) erro
 	if c.Bool("json") {
 		err = printJSON(c.App.Writer, plannedRemoval{plan, plan.Copies(), plan.Frees()})
 	} else {
+		for i, step := range plan.Steps {
+			plan.Steps[i].Path = called(step.Path)
+			plan.Steps[i].NewParent = called(step.NewParent)
+			plan.Steps[i].Merges = called(step.Merges)
+		}
 		printPlan(c.App.Writer, &plan)
 	}
 	if err == nil && plan.Err() != nil {

@@ -15,7 +15,7 @@ func scanCommand() *cli.Command {
 		Name:  "scan",
 		Usage: "read the headers of new and changed images, and make the index equal to the tree",
 		Description: "PATH is any path in the tree or its mount. A directory that is in no tree becomes\n" +
-			"the root of one.",
+			"the root of one. Without a daemon it also finishes what is pending.",
 		ArgsUsage: "[PATH]",
 		Flags:     []cli.Flag{jsonFlag(), storeFlag()},
 		Action:    runScan,
@@ -27,7 +27,9 @@ func runScan(c *cli.Context) error {
 		return err
 	}
 	return withTree(c, pathOrHere(c), toAdopt, func(svc control.Service, _ chain.Path) error {
-		report, err := svc.Scan(c.Context)
+		bar := newBar(c.App.ErrWriter)
+		report, err := svc.Scan(c.Context, bar.report)
+		bar.clear()
 		switch {
 		case err != nil:
 			return err

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
-	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/chainfs/chainfs/chain"
 	"github.com/chainfs/chainfs/cmd/chainfs/control"
@@ -29,7 +31,11 @@ func (s *session) Info(ctx context.Context, p chain.Path) (control.Description, 
 	}
 	infos, err := s.tree.List(ctx, p)
 	in := slices.DeleteFunc(infos, func(i chain.Info) bool { return !i.Path.Within(p) })
-	return control.Description{Directory: true, Images: in}, err
+	d := control.Description{Directory: true, Images: in}
+	if p == "" {
+		d.Tree = s.summary()
+	}
+	return d, err
 }
 
 func (s *session) isDirectory(p chain.Path) (bool, error) {
@@ -91,18 +97,14 @@ func (s *session) files(ctx context.Context, paths []chain.Path) ([]chain.Path, 
 		if p == "" {
 			return nil, control.BadRequest("the root of the tree cannot be deleted; name what is in it")
 		}
-		if isOurs(p) {
+		if chain.InHidden(p) {
 			return nil, control.BadRequest("%s belongs to chainfs and cannot be deleted", p)
 		}
 	}
 	files, err := s.tree.Files(ctx, paths)
-	files = slices.DeleteFunc(files, isOurs)
+	files = slices.DeleteFunc(files, chain.InHidden)
 	slices.Sort(files)
 	return slices.Compact(files), err
-}
-
-func isOurs(p chain.Path) bool {
-	return slices.ContainsFunc(strings.Split(string(p), "/"), chain.IsHidden)
 }
 
 // Remove deletes files as one operation, and then the directories that were named.
@@ -127,7 +129,10 @@ func (s *session) Remove(ctx context.Context, req control.RemoveRequest, report 
 		}
 	}
 	result := control.Result{Freed: plan.Frees(), Copied: plan.Copies(), Files: deletions(&plan)}
-	return result, s.removeDirs(dirs)
+	if result.Later = s.later(ctx, files, &plan); result.Later != nil {
+		result.Freed = max(result.Freed-result.Later.Bytes, 0)
+	}
+	return result, s.removeDirs(ctx, dirs)
 }
 
 func deletions(plan *chain.Plan) int {
@@ -140,14 +145,31 @@ func deletions(plan *chain.Plan) int {
 	return n
 }
 
-// removeDirs removes directories whose files are gone.
-func (s *session) removeDirs(dirs []chain.Path) error {
+// removeDirs removes directories whose files are gone, or condemned.
+func (s *session) removeDirs(ctx context.Context, dirs []chain.Path) error {
 	for _, dir := range dirs {
-		if err := s.source.Rmdir(dir); err != nil {
+		err := s.source.Rmdir(dir)
+		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+			err = s.removeHiding(ctx, dir, err)
+		}
+		if err != nil {
 			return fmt.Errorf("the files of %s are deleted, but not the directory: %w", dir, err)
 		}
 	}
 	return nil
+}
+
+// removeHiding removes a directory that has hidden names alone; notEmpty is the
+// error when it has others.
+func (s *session) removeHiding(ctx context.Context, dir chain.Path, notEmpty error) error {
+	only, err := s.source.OnlyHidden(dir)
+	switch {
+	case err != nil:
+		return err
+	case !only:
+		return notEmpty
+	}
+	return s.tree.Rmdir(ctx, dir)
 }
 
 // Rebase puts an image on another parent.
@@ -158,35 +180,6 @@ func (s *session) Rebase(ctx context.Context, req control.RebaseRequest, report 
 	}
 	err = s.tree.Rebase(ctx, req.Target, req.Parent, report)
 	return control.Result{Copied: plan.Copies()}, err
-}
-
-// Scan walks the tree. Without a daemon the tree was walked when it was opened,
-// for this command, and what that found belongs to it.
-func (s *session) Scan(ctx context.Context) (chain.Report, error) {
-	report, err := s.tree.Scan(ctx)
-	if !s.daemon {
-		report = s.tree.Opening().Plus(report)
-	}
-	return report, err
-}
-
-// Operations lists running and past operations.
-func (s *session) Operations(context.Context) (control.Operations, error) {
-	ops := control.Operations{Running: []chain.Progress{}, Past: []chain.Operation{}}
-	running := map[chain.OpID]bool{}
-	if s.tree != nil {
-		for _, p := range s.tree.Running() {
-			ops.Running = append(ops.Running, p)
-			running[p.Op] = true
-		}
-	}
-	all, err := s.store.Operations(false)
-	for _, op := range all {
-		if !running[op.ID] {
-			ops.Past = append(ops.Past, op)
-		}
-	}
-	return ops, err
 }
 
 // CheckImages looks into images. Without a graph, nothing is repaired first.

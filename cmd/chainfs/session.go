@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
+	"time"
 
 	"github.com/chainfs/chainfs/chain"
 	"github.com/chainfs/chainfs/fs/source"
@@ -25,6 +27,9 @@ type session struct {
 	life   context.Context
 	stop   context.CancelFunc // ends life, and with it running rebases; they are undone
 	notes  []string           // what a user should know about how it was opened
+
+	reclaimed <-chan struct{}                // closed when the reclaimer has ended; nil when there was none
+	probed    func() (source.Copying, error) // what the file system can do, found out once
 }
 
 // sessionOptions say how a tree is opened.
@@ -36,7 +41,11 @@ type sessionOptions struct {
 	Verify     qemu.Verify
 	LimitRate  int64 // bytes a second; 0 for no limit
 	Log        *slog.Logger
-	OpenStore  func(dir, treeID string, log *slog.Logger) (*store.Store, error)
+
+	// Deferral says what is left to the reclaimer; nil does all at once.
+	Deferral *chain.Deferral
+
+	OpenStore func(dir, treeID string, log *slog.Logger) (*store.Store, error)
 }
 
 // openSession opens the tree and its store, in this order: the tree has the id
@@ -46,7 +55,7 @@ func openSession(opts sessionOptions) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{source: src}
+	s := &session{source: src, probed: sync.OnceValues(src.Probe)}
 	s.life, s.stop = context.WithCancel(context.Background())
 	if err := s.openStore(opts); err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -88,18 +97,33 @@ func (s *session) configure(opts sessionOptions) error {
 		Inspector: qemu.Inspector{},
 		Rebaser: stoppable{s.life, qemu.NewRebaser(s.source, qemu.Options{
 			Mountpoint: mountpoint, Source: real, Step: step,
-			Verify: opts.Verify, Limit: opts.LimitRate, ByCopy: byCopy(),
+			Verify: opts.Verify, Limit: opts.LimitRate, ByCopy: byCopy(), Copying: s.copying(opts),
 		})},
 		Index:    s.store,
 		Journal:  s.store,
 		Watchers: []chain.Watcher{qemu.NewLocks(s.source)},
 		Log:      opts.Log,
 		ReadOnly: opts.ReadOnly,
+		Deferral: opts.Deferral,
 		Step:     step,
 
 		ImageChecker: qemu.NewImages(s.source),
 	}
 	return nil
+}
+
+// copying is what copies cost in the tree; nil where that was not found out, and is
+// guessed.
+func (s *session) copying(opts sessionOptions) *qemu.Copying {
+	if opts.ReadOnly {
+		return nil
+	}
+	c, err := s.probed()
+	if err != nil {
+		opts.Log.Warn("what copies cost is guessed by the type of the file system", "err", err)
+		return nil
+	}
+	return &qemu.Copying{Shares: c.Shares, Server: c.Server}
 }
 
 // mountpoint is where absolute names in images may lead to: where the tree is
@@ -127,9 +151,51 @@ func (s *session) openChains(ctx context.Context) (err error) {
 	return err
 }
 
-// Close gives the tree up. Nothing of the session may be running.
+// probe looks what the file system can do, so that nobody who asks has to wait for
+// a NAS that hangs. Not to know it keeps nobody from anything.
+func (s *session) probe() {
+	can, err := s.probed()
+	if err != nil {
+		s.config.Log.Warn("what the file system can do is not known", "err", err)
+		return
+	}
+	s.config.Log.Info(can.String())
+}
+
+// startReclaimer has what was deleted absorbed in the background until the
+// session ends.
+func (s *session) startReclaimer() {
+	wait := s.tree.StartReclaimer(s.life)
+	ended := make(chan struct{})
+	go func() {
+		wait()
+		close(ended)
+	}()
+	s.reclaimed = ended
+}
+
+// awaitReclaimer waits until the reclaimer, which the session's end has stopped,
+// is done with the tree and the store.
+func (s *session) awaitReclaimer() error {
+	if s.reclaimed == nil {
+		return nil
+	}
+	select {
+	case <-s.reclaimed:
+		return nil
+	case <-time.After(undoTime):
+		return fmt.Errorf("the work on deleted images has not stopped within %s; the end of this process stops it, and the next mount goes on with it", undoTime)
+	}
+}
+
+// Close gives the tree up. Nothing of the session may be running but the
+// reclaimer. What works on in spite of all keeps tree and store open: they go with
+// the process.
 func (s *session) Close() error {
 	s.stop()
+	if err := s.awaitReclaimer(); err != nil {
+		return err
+	}
 	var errs []error
 	if s.store != nil {
 		errs = append(errs, s.store.Close())

@@ -52,7 +52,7 @@ func drawTree(w io.Writer, infos []chain.Info, width int) {
 	t.add("IMAGE", "KIND", "POS", "VIRTUAL", "ALLOCATED", "WRITTEN", "IN THE WAY OF ITS DELETION")
 	branches := branchesOf(infos)
 	for i, info := range infos {
-		t.add(imageCell(branches[i], info.Path, width), info.Kind.String(), strconv.Itoa(int(info.Position)),
+		t.add(imageCell(branches[i], shown(info.Path), width), info.Kind.String(), strconv.Itoa(int(info.Position)),
 			chain.Size(info.VirtualSize), chain.Size(info.Allocated), date(info.Written), inTheWay(info))
 	}
 	t.print(w, width)
@@ -60,13 +60,13 @@ func drawTree(w io.Writer, infos []chain.Info, width int) {
 
 // imageCell is a branch and a name; on a terminal it takes a half of the width
 // at most.
-func imageCell(branch string, p chain.Path, width int) string {
+func imageCell(branch, name string, width int) string {
 	if width == 0 {
-		return branch + p.String()
+		return branch + name
 	}
 	branch = cutFront(branch, max(width/6, 8))
 	room := max(width/2-len([]rune(branch)), 12)
-	return branch + cutFront(p.String(), room)
+	return branch + cutFront(name, room)
 }
 
 // branchesOf draws the lines before each name. The listing is a walk of trees,
@@ -102,6 +102,8 @@ func inTheWay(info chain.Info) string {
 	switch {
 	case info.Problem != "":
 		return info.Problem
+	case chain.Shown(info.Path) != info.Path:
+		return "" // it is deleted
 	case info.Decision != chain.Refused:
 		return ""
 	case info.Kind != chain.Incremental && len(info.Children) == 1:

@@ -91,17 +91,47 @@ func (c *Client) Rebase(ctx context.Context, req RebaseRequest, report func(chai
 }
 
 // Scan walks the tree.
-func (c *Client) Scan(ctx context.Context) (chain.Report, error) {
-	result, err := c.stream(ctx, "scan", struct{}{}, nil)
+func (c *Client) Scan(ctx context.Context, report func(chain.Progress)) (chain.Report, error) {
+	result, err := c.stream(ctx, "scan", struct{}{}, report)
 	if err != nil || result.Report == nil {
 		return chain.Report{}, err
 	}
 	return *result.Report, nil
 }
 
-// Operations lists running and past operations.
-func (c *Client) Operations(ctx context.Context) (ops Operations, err error) {
-	return ops, c.call(ctx, http.MethodPost, "ops", nil, &ops)
+// Operations lists pending, running and past operations.
+func (c *Client) Operations(ctx context.Context, req OperationsRequest) (ops Operations, err error) {
+	return ops, c.call(ctx, http.MethodPost, "ops", req, &ops)
+}
+
+// Cancel stops an operation.
+func (c *Client) Cancel(ctx context.Context, req OperationRequest) error {
+	return c.call(ctx, http.MethodPost, "ops/cancel", req, &struct{}{})
+}
+
+// Retry goes on with an operation.
+func (c *Client) Retry(ctx context.Context, req OperationRequest) error {
+	return c.call(ctx, http.MethodPost, "ops/retry", req, &struct{}{})
+}
+
+// Wait returns when nothing is pending for the chains of the paths.
+func (c *Client) Wait(ctx context.Context, req WaitRequest, report func(chain.Progress)) (Result, error) {
+	return c.stream(ctx, "wait", req, report)
+}
+
+// EmptyTrash has what was deleted at or below p not kept any longer.
+func (c *Client) EmptyTrash(ctx context.Context, p chain.Path) (all []chain.Condemned, err error) {
+	return all, c.call(ctx, http.MethodPost, "trash/empty", PathRequest{p}, &all)
+}
+
+// Trash lists what was deleted at or below p and can be brought back.
+func (c *Client) Trash(ctx context.Context, p chain.Path) (all []chain.Condemned, err error) {
+	return all, c.call(ctx, http.MethodPost, "trash", PathRequest{p}, &all)
+}
+
+// Undelete brings back what was deleted.
+func (c *Client) Undelete(ctx context.Context, req UndeleteRequest) (back []chain.Path, err error) {
+	return back, c.call(ctx, http.MethodPost, "undelete", req, &back)
 }
 
 // Check looks for what should not be.

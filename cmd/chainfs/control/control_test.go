@@ -20,6 +20,38 @@ type fake struct {
 	err       error
 	cancelled chan struct{}
 	removed   RemoveRequest
+	asked     any // the last request of another kind
+}
+
+func (f *fake) Operations(_ context.Context, req OperationsRequest) (Operations, error) {
+	f.asked = req
+	waiting := chain.Progress{Op: 7, Status: chain.Waiting, Reason: "a is read", Next: time.Unix(9, 0), Paths: []chain.Path{"a\xff"}, Frees: 5, Tries: 2}
+	return Operations{Pending: []chain.Progress{waiting}, Running: []chain.Progress{}}, f.err
+}
+
+func (f *fake) Cancel(_ context.Context, req OperationRequest) error { f.asked = req; return f.err }
+
+func (f *fake) Retry(_ context.Context, req OperationRequest) error { f.asked = req; return f.err }
+
+func (f *fake) Wait(_ context.Context, req WaitRequest, report func(chain.Progress)) (Result, error) {
+	f.asked = req
+	report(chain.Progress{Op: 7, Status: chain.Running})
+	return Result{}, f.err
+}
+
+func (f *fake) EmptyTrash(_ context.Context, p chain.Path) ([]chain.Condemned, error) {
+	f.asked = p
+	return []chain.Condemned{{Op: 7, Path: "a"}}, nil
+}
+
+func (f *fake) Trash(_ context.Context, p chain.Path) ([]chain.Condemned, error) {
+	f.asked = p
+	return []chain.Condemned{{Op: 7, Path: "a", Hidden: ".chainfs-7-a", KeptUntil: time.Unix(9, 0)}}, f.err
+}
+
+func (f *fake) Undelete(_ context.Context, req UndeleteRequest) ([]chain.Path, error) {
+	f.asked = req
+	return []chain.Path{req.As}, f.err
 }
 
 func (f *fake) Tree(context.Context, chain.Path) ([]chain.Info, error) {
@@ -28,7 +60,9 @@ func (f *fake) Tree(context.Context, chain.Path) ([]chain.Info, error) {
 
 func (f *fake) Check(context.Context) ([]chain.Finding, error) { return []chain.Finding{}, f.err }
 
-func (f *fake) Scan(context.Context) (chain.Report, error) { return chain.Report{Images: 7}, f.err }
+func (f *fake) Scan(context.Context, func(chain.Progress)) (chain.Report, error) {
+	return chain.Report{Images: 7}, f.err
+}
 
 func (f *fake) Remove(ctx context.Context, req RemoveRequest, report func(chain.Progress)) (Result, error) {
 	f.removed = req
@@ -79,7 +113,7 @@ func TestAnswers(t *testing.T) {
 	if err != nil || len(infos) != 1 || infos[0].Path != "a\xff" || infos[0].Kind != chain.Full {
 		t.Errorf("Tree = %+v, %v", infos, err)
 	}
-	report, err := c.Scan(context.Background())
+	report, err := c.Scan(context.Background(), nil)
 	if err != nil || report.Images != 7 {
 		t.Errorf("Scan = %+v, %v", report, err)
 	}
@@ -88,6 +122,52 @@ func TestAnswers(t *testing.T) {
 	result, err := c.Remove(context.Background(), req, func(p chain.Progress) { progress = append(progress, p.Done) })
 	if err != nil || result.Freed != 5 || !reflect.DeepEqual(progress, []int64{1, 2}) || !reflect.DeepEqual(f.removed, req) {
 		t.Errorf("Remove = %+v, %v, progress %v, request %+v", result, err, progress, f.removed)
+	}
+}
+
+// TestPending: what is asked about work that is left for later arrives as it was sent.
+func TestPending(t *testing.T) {
+	f, ctx := &fake{}, t.Context()
+	c := open(t, f)
+	asked := func(err error, want any) {
+		t.Helper()
+		if err != nil || !reflect.DeepEqual(f.asked, want) {
+			t.Errorf("got %v, asked %+v, want %+v", err, f.asked, want)
+		}
+	}
+	ops, err := c.Operations(ctx, OperationsRequest{Last: 3})
+	asked(err, OperationsRequest{Last: 3})
+	p := ops.Pending[0]
+	if p.Op != 7 || p.Status != chain.Waiting || p.Reason != "a is read" || !p.Next.Equal(time.Unix(9, 0)) || p.Paths[0] != "a\xff" || p.Frees != 5 || p.Tries != 2 {
+		t.Errorf("pending: %+v", p)
+	}
+	asked(c.Cancel(ctx, OperationRequest{8}), OperationRequest{8})
+	asked(c.Retry(ctx, OperationRequest{9}), OperationRequest{9})
+	told := 0
+	_, err = c.Wait(ctx, WaitRequest{[]chain.Path{"a", ""}}, func(chain.Progress) { told++ })
+	if asked(err, WaitRequest{[]chain.Path{"a", ""}}); told != 1 {
+		t.Errorf("progress came %d times", told)
+	}
+	emptied, err := c.EmptyTrash(ctx, "e")
+	if asked(err, chain.Path("e")); len(emptied) != 1 || emptied[0].Path != "a" {
+		t.Errorf("empty trash: %+v", emptied)
+	}
+	trash, err := c.Trash(ctx, "d")
+	if asked(err, chain.Path("d")); len(trash) != 1 || trash[0].Hidden != ".chainfs-7-a" || !trash[0].KeptUntil.Equal(time.Unix(9, 0)) {
+		t.Errorf("trash: %+v", trash)
+	}
+	back, err := c.Undelete(ctx, UndeleteRequest{Path: "a", As: "b"})
+	if asked(err, UndeleteRequest{Path: "a", As: "b"}); len(back) != 1 || back[0] != "b" {
+		t.Errorf("undelete: %v", back)
+	}
+	f.err = chain.Refuse("a", "a is absorbed")
+	for name, err := range map[string]error{"cancel": c.Cancel(ctx, OperationRequest{8}), "retry": c.Retry(ctx, OperationRequest{8})} {
+		if refused := (*chain.RefusedError)(nil); !errors.As(err, &refused) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := c.Wait(ctx, WaitRequest{}, nil); err == nil || err.Error() != "a is absorbed" {
+		t.Errorf("wait: %v", err)
 	}
 }
 

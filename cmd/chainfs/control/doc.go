@@ -14,8 +14,14 @@
 //	POST /v1/plan     RemoveRequest chain.Plan
 //	POST /v1/rm       RemoveRequest a stream of Event
 //	POST /v1/rebase   RebaseRequest a stream of Event
-//	POST /v1/scan                   a stream of Event, without progress
-//	POST /v1/ops                    Operations
+//	POST /v1/scan                   a stream of Event
+//	POST /v1/ops      OperationsRequest Operations
+//	POST /v1/ops/cancel OperationRequest {}
+//	POST /v1/ops/retry  OperationRequest {}
+//	POST /v1/wait     WaitRequest   a stream of Event
+//	POST /v1/trash    PathRequest   []chain.Condemned, the newest first
+//	POST /v1/trash/empty PathRequest []chain.Condemned that are not kept any longer
+//	POST /v1/undelete UndeleteRequest []chain.Path: what is back
 //	POST /v1/check                  []chain.Finding
 //	POST /v1/check-images CheckImagesRequest a stream of Event; progress counts images
 //
@@ -26,6 +32,6 @@
 // # Guarantees
 //
 // When the client goes away its request is cancelled, and what it had begun is
-// undone unless it was committed. One process at a time answers at a socket: it
+// undone unless it was committed. What was left to the background goes on. One process at a time answers at a socket: it
 // holds a lock on the file beside it for as long as it has the tree.
 package control

@@ -21,11 +21,19 @@ func Handler(svc Service, status Status) http.Handler {
 	mux.Handle("POST /v1/plan", answer(svc.Plan))
 	mux.Handle("POST /v1/rm", stream(svc.Remove))
 	mux.Handle("POST /v1/rebase", stream(svc.Rebase))
-	mux.Handle("POST /v1/scan", stream(func(ctx context.Context, _ struct{}, _ func(chain.Progress)) (Result, error) {
-		report, err := svc.Scan(ctx)
+	mux.Handle("POST /v1/scan", stream(func(ctx context.Context, _ struct{}, tell func(chain.Progress)) (Result, error) {
+		report, err := svc.Scan(ctx, tell)
 		return Result{Report: &report}, err
 	}))
-	mux.Handle("POST /v1/ops", answer(func(ctx context.Context, _ struct{}) (Operations, error) { return svc.Operations(ctx) }))
+	mux.Handle("POST /v1/ops", answer(svc.Operations))
+	mux.Handle("POST /v1/ops/cancel", answer(done(svc.Cancel)))
+	mux.Handle("POST /v1/ops/retry", answer(done(svc.Retry)))
+	mux.Handle("POST /v1/wait", stream(svc.Wait))
+	mux.Handle("POST /v1/trash/empty", answer(func(ctx context.Context, r PathRequest) ([]chain.Condemned, error) {
+		return svc.EmptyTrash(ctx, r.Path)
+	}))
+	mux.Handle("POST /v1/trash", answer(func(ctx context.Context, r PathRequest) ([]chain.Condemned, error) { return svc.Trash(ctx, r.Path) }))
+	mux.Handle("POST /v1/undelete", answer(svc.Undelete))
 	mux.Handle("POST /v1/check", answer(func(ctx context.Context, _ struct{}) ([]chain.Finding, error) { return svc.Check(ctx) }))
 	mux.Handle("POST /v1/check-images", stream(svc.CheckImages))
 	return mux
@@ -47,6 +55,11 @@ func answer[Req, Resp any](act func(context.Context, Req) (Resp, error)) http.Ha
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(resp) // fails only when the client is gone
 	})
+}
+
+// done is act with an answer that says no more than that it is done.
+func done[Req any](act func(context.Context, Req) error) func(context.Context, Req) (struct{}, error) {
+	return func(ctx context.Context, req Req) (struct{}, error) { return struct{}{}, act(ctx, req) }
 }
 
 // stream handles a request whose progress is told while it runs.

@@ -15,8 +15,14 @@ type Service interface {
 	Plan(ctx context.Context, req RemoveRequest) (chain.Plan, error)
 	Remove(ctx context.Context, req RemoveRequest, report func(chain.Progress)) (Result, error)
 	Rebase(ctx context.Context, req RebaseRequest, report func(chain.Progress)) (Result, error)
-	Scan(ctx context.Context) (chain.Report, error)
-	Operations(ctx context.Context) (Operations, error)
+	Scan(ctx context.Context, report func(chain.Progress)) (chain.Report, error)
+	Operations(ctx context.Context, req OperationsRequest) (Operations, error)
+	Cancel(ctx context.Context, req OperationRequest) error
+	Retry(ctx context.Context, req OperationRequest) error
+	Wait(ctx context.Context, req WaitRequest, report func(chain.Progress)) (Result, error)
+	EmptyTrash(ctx context.Context, p chain.Path) ([]chain.Condemned, error)
+	Trash(ctx context.Context, p chain.Path) ([]chain.Condemned, error)
+	Undelete(ctx context.Context, req UndeleteRequest) ([]chain.Path, error)
 	Check(ctx context.Context) ([]chain.Finding, error)
 	CheckImages(ctx context.Context, req CheckImagesRequest, report func(chain.Progress)) (Result, error)
 }

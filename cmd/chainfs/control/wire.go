@@ -43,10 +43,34 @@ type CheckImagesRequest struct {
 	RepairLeaks bool       `json:"repair_leaks,omitempty"`
 }
 
+// OperationsRequest asks for the operations of a tree.
+type OperationsRequest struct {
+	Last int `json:"last,omitempty"` // at most so many past ones; 0 for all
+}
+
+// OperationRequest asks for something to be done about an operation.
+type OperationRequest struct {
+	ID chain.OpID `json:"id"`
+}
+
+// WaitRequest asks for the end of what is pending for the chains of what is, or
+// was, at or below the paths.
+type WaitRequest struct {
+	Paths []chain.Path `json:"paths"`
+}
+
+// UndeleteRequest asks for what was deleted at a path. With As one image gets
+// that name.
+type UndeleteRequest struct {
+	Path chain.Path `json:"path"`
+	As   chain.Path `json:"as,omitempty"`
+}
+
 // Description describes a file, or the images at or below a directory.
 type Description struct {
 	Directory bool         `json:"directory"`
-	Images    []chain.Info `json:"images"` // for a file, that file, be it an image or not
+	Tree      *Summary     `json:"tree,omitempty"` // of the tree's root
+	Images    []chain.Info `json:"images"`         // for a file, that file, be it an image or not
 }
 
 // Verdict is what deleting a path would do, in one sentence.
@@ -56,8 +80,25 @@ type Verdict struct {
 	Reason   string         `json:"reason"`
 }
 
+// Summary is a tree in a few numbers, and what its file system can do.
+type Summary struct {
+	ID string `json:"id"`
+	chain.Summary
+	Copying Copying `json:"copying"`
+}
+
+// Copying is what the tree's file system can do to spare copying.
+type Copying struct {
+	FileSystem string `json:"file_system"`
+	Shares     bool   `json:"shares"` // files can share extents
+	Server     bool   `json:"server"` // the server copies by itself
+	Links      bool   `json:"links"`  // files can have several names
+	Says       string `json:"says"`   // the same in a sentence, or why it is not known
+}
+
 // Operations are the operations of a tree, each list the oldest first.
 type Operations struct {
+	Pending []chain.Progress  `json:"pending"` // what waits, has failed and is tried again, or was cancelled
 	Running []chain.Progress  `json:"running"`
 	Past    []chain.Operation `json:"past"` // with those that were interrupted and wait for the next mount
 }
@@ -67,9 +108,16 @@ type Result struct {
 	Freed  int64         `json:"freed,omitempty"`  // bytes, by the plan
 	Copied int64         `json:"copied,omitempty"` // bytes at most, by the plan
 	Files  int           `json:"files,omitempty"`  // deleted
+	Later  *Later        `json:"later,omitempty"`  // what of a deletion is left to be done
 	Report *chain.Report `json:"report,omitempty"` // of a scan
 
 	Images *chain.ImagesChecked `json:"images,omitempty"` // of a check of images
+}
+
+// Later is what was deleted and is still on the NAS.
+type Later struct {
+	Images int   `json:"images"`
+	Bytes  int64 `json:"bytes"` // that they hold
 }
 
 // Event is one line of a stream. One of its fields is set.
