@@ -21,9 +21,12 @@ test: deps build
 e2e: deps build
 	$(GO) test -count=1 -timeout 30m ./e2e/...
 
-# The engine's random tests at full length, of which "make test" runs a part:
-# 2,000 random chains against QEMU, and 12,000 power cuts.
+# The random tests at full length and with new seeds, of which "make test" runs a part
+# with fixed ones: 2,000 random chains against QEMU and 12,000 power cuts, thousands of
+# moves against the model of chains, hundreds with real daemons.
 proof: deps
+	$(GO) test -count=1 -timeout 60m -v -run 'TestRandom' ./chain -seed 0 -rounds 3000
+	$(GO) test -count=1 -timeout 120m -v -run 'TestE2ERandom' ./e2e -seed 0 -moves 400 -later-moves 300
 	$(GO) test -count=1 -timeout 120m -v -run 'TestProof$$|PowerCuts$$|Faults$$|AtRandom$$' ./qemu/qcow2 -seed 0 -chains 2000 -cuts 12000
 
 # Each fuzz target for FUZZTIME.

@@ -20,7 +20,7 @@ var chainfs string
 // needed are the programs the tests run, and Debian's packages that have them.
 var needed = map[string]string{
 	"qemu-img": "qemu-utils", "fusermount3": "fuse3", "mkfs.xfs": "xfsprogs", "mkfs.ext4": "e2fsprogs", "mkfs.btrfs": "btrfs-progs",
-	"getfattr": "attr", "python3": "python3", "setfacl": "acl",
+	"getfattr": "attr", "python3": "python3", "setfacl": "acl", "strace": "strace",
 }
 
 func TestMain(m *testing.M) {
