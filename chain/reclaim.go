@@ -30,6 +30,11 @@ func (t *Tree) reclaimOnce(ctx context.Context, id OpID, paths []Path) error {
 	if err := t.allIdle(t.decide(decide)); err != nil {
 		return err
 	}
+	for _, p := range paths {
+		if err := t.errUnread(p); err != nil {
+			return err
+		}
+	}
 	who := claimant{giveWay: func() { stop(errGaveWay) }}
 	err := t.withPlan(ctx, who, decide, func(plan Plan) error {
 		x := execution{plan: plan, decide: decide, id: id, background: true}
