@@ -284,24 +284,25 @@ func (t *Tree) takeBack(run *run, r *relocation, why error) error {
 func (r *relocation) takeBack() error {
 	var errs []error
 	for _, c := range slices.Backward(r.changes) {
-		b := &relocation{
-			Tree: r.Tree, label: labelUndeleted, mtimes: r.before,
-			changes: []nameChange{{c.to, c.from, c.inode}},
-		}
 		hidden, err := r.isNamed(c.to, c.inode)
 		// Without hard links it may have been taken back by half.
 		if err != nil || !hidden && !r.isMissed(c.to) {
 			errs = append(errs, err)
 			continue // it did not come so far
 		}
-		err = b.follow(context.Background())
-		if err == nil {
-			err = b.finish()
-		}
-		b.release()
-		errs = append(errs, err)
+		errs = append(errs, r.changeBack(context.Background(), nameChange{c.to, c.from, c.inode}, r.before))
 	}
 	return errors.Join(errs...)
+}
+
+// changeBack carries out one change of names that takes another one back.
+func (t *Tree) changeBack(ctx context.Context, c nameChange, mtimes map[Path]int64) error {
+	r := &relocation{Tree: t, label: labelUndeleted, mtimes: mtimes, changes: []nameChange{c}}
+	defer r.release()
+	if err := r.follow(ctx); err != nil {
+		return err
+	}
+	return r.finish()
 }
 
 // halfway finds condemned images that have their old name, too: nobody was told

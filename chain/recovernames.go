@@ -116,14 +116,8 @@ func (t *Tree) endHalfway(ctx context.Context) error {
 	var changes []nameChange
 	t.View(func(g *Graph) { changes = append(g.halfway(), g.doubles()...) })
 	for _, c := range changes {
-		r := &relocation{Tree: t, label: labelUndeleted, changes: []nameChange{c}}
 		t.cfg.Log.Warn("a deletion was cut off and is taken back", "image", c.to, "hidden", c.from)
-		err := r.follow(ctx)
-		if err == nil {
-			err = r.finish()
-		}
-		r.release()
-		if err != nil {
+		if err := t.changeBack(ctx, c, nil); err != nil {
 			// Every chain is whole as it is; check finds it, and the next start tries again.
 			t.cfg.Log.Error("a deletion that was cut off could not be taken back", "image", c.to, "err", err)
 		}
